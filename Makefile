@@ -1,0 +1,55 @@
+# Only a door: each target is one plain command line, echoed as it runs, that also works alone (README.md).
+#
+#   make run                                                        the whole tiny pipeline
+#   make env PYTHON=python3.13                                      with another Python
+#   make env TORCH_INDEX=https://download.pytorch.org/whl/cpu       Linux without a GPU: PyTorch's smaller CPU wheels
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env run pretrain test test-fast lint lab demo notebooks clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(STAMP) ## make .venv and install the pinned requirements and this package
+
+# The stamp is newer than both files as long as what they ask for is installed.
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+run: env ## the whole tiny pipeline, s0 to s3 and the reranker; prints the stage table
+	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini run --preset tiny
+
+pretrain: env ## pre-train the small backbone Q3VL-tiny again (hours)
+	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini pretrain
+
+test: env lint ## every check and every test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: env ## the tests that take seconds
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not notebook and not browser"
+
+lint: env ## style (ruff) and levels (import-linter)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+lab: env ## open JupyterLab in notebooks/
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+demo: env ## start the search demo
+	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini demo
+
+notebooks: env ## execute every notebook in place
+	HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+clean: ## remove caches and builds; keeps .venv and runs/
+	rm -rf build dist *.egg-info test-results .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

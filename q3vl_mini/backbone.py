@@ -1,0 +1,301 @@
+"""The Qwen3-VL under both models: found, loaded, given LoRA, saved with a card.
+
+A checkpoint is a folder in Hub format: an adapter (peft) or full weights (safetensors), the processor with its chat
+template, and `q3vl_mini.json`, the card.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers.utils import is_flash_attn_2_available
+
+from .compression import Quantizers
+from .config import data_dir
+from .media import PIXELS, MediaBudget
+from .records import MODALITIES
+from .templates import EMBEDDER_INSTRUCTION, EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
+from .vision import speed_up
+
+CARD_FILE = "q3vl_mini.json"
+QUANTIZERS_FILE = "quantizers.safetensors"
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]  # no o_proj, as published
+# A checkpoint without a card is an original one: Qwen3-VL itself, or the released embedder and reranker.
+TEMPLATE_WITHOUT_CARD = "released"
+
+
+@dataclass
+class Backbone:
+    """A loaded checkpoint: the model (wrapped by peft if it is an adapter), its processor, card and learned steps."""
+
+    model: nn.Module
+    processor: Any
+    card: dict[str, Any] = field(default_factory=dict)
+    quantizers: Quantizers | None = None
+
+
+def inner(model: nn.Module) -> Qwen3VLForConditionalGeneration:
+    """The Qwen3VLForConditionalGeneration itself, out of peft's wrapping; its adapters stay active."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def resolve(name_or_path: str | Path, relative_to: Path | None = None) -> Path:
+    """The folder of a checkpoint: a path, a name shipped in data_samples (or its adapters/), or a Hub id.
+
+    A relative path counts from `relative_to`, if given, then from the working directory. A Hub id is downloaded
+    (safetensors and text files only), or found in the Hub's cache if HF_HUB_OFFLINE is set.
+
+    Raises:
+        FileNotFoundError: naming every place that was looked at.
+    """
+    return _find(name_or_path, relative_to)[0]
+
+
+def _find(name_or_path: str | Path, relative_to: Path | None = None) -> tuple[Path, str]:
+    """The folder, and the name by which another machine finds it: shipped name, Hub id, or else the folder's path."""
+    name = str(name_or_path)
+    try:
+        shipped = [data_dir().resolve(), data_dir().resolve() / "adapters"]
+    except FileNotFoundError:  # installed without data: paths and Hub ids still work
+        shipped = []
+    places = [Path(base, name) for base in ([relative_to] if relative_to else []) + [Path(), *shipped]]
+    for folder in (place.resolve() for place in places if place.is_dir()):
+        inside = [parent for parent in shipped if folder.is_relative_to(parent)]
+        return folder, folder.relative_to(inside[-1]).as_posix() if inside else str(folder)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"])), name
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"no checkpoint {name!r}: not a folder ({', '.join(map(str, places))}), and not to be had from the Hub "
+            f"({str(error).splitlines()[0]}); give the path of a folder, a shipped name or a Hub id"
+        ) from error
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template: str | None = None,
+    trainable: bool = False,
+) -> Backbone:
+    """A checkpoint, full or adapter, ready to run.
+
+    An adapter's base is found by the same rule as the checkpoint (`resolve`), also relative to the adapter's folder.
+    The vision tower is frozen and gets the faster forward of vision.py. Attention is "eager" on CPU, on a GPU
+    FlashAttention 2 if installed, else "sdpa". Weights are read from safetensors only.
+
+    Args:
+        device: None is the GPU if there is one. dtype: None is float32 on CPU, on a GPU bfloat16 if it can, else
+            float16.
+        template: overrides the card's, which without a card is TEMPLATE_WITHOUT_CARD.
+        trainable: whether the weights of an adapter get gradients.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or wrong.
+
+    Taught in notebooks/01.
+    """
+    folder, name = _find(name_or_path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or _default_dtype(device)
+    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
+    card["template"] = template or card.get("template", TEMPLATE_WITHOUT_CARD)
+    choose(EMBEDDER_TEMPLATES, card["template"])
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{adapter} names no base model; fill in base_model_name_or_path")
+        base_folder, base_name = _find(base, relative_to=folder)
+        model = _load_full(base_folder, base_name, device, dtype)
+        _require_file(folder, "adapter_model.safetensors")
+        model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        model.peft_config["default"].base_model_name_or_path = base_name
+    else:
+        base_folder, model = folder, _load_full(folder, name, device, dtype)
+    has_processor = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    processor = AutoProcessor.from_pretrained(folder if has_processor else base_folder)
+    quantizers = None
+    if (folder / QUANTIZERS_FILE).is_file():
+        state = load_file(folder / QUANTIZERS_FILE)
+        quantizers = Quantizers(sorted({int(name.split(".")[1]) for name in state}))
+        quantizers.load_state_dict(state)
+        quantizers.eval().to(device)
+    return Backbone(model.eval(), processor, card, quantizers)
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float16
+
+
+def _require_file(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder} has no {name}; is it a checkpoint, saved as safetensors?")
+
+
+def _load_full(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
+    _require_file(folder, "config.json")
+    text = "eager"  # on CPU and short prompts faster than sdpa
+    if device.type != "cpu":
+        text = "flash_attention_2" if is_flash_attn_2_available() and dtype != torch.float32 else "sdpa"
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, attn_implementation={"": text, "text_config": text}
+    )
+    model.name_or_path = model.config._name_or_path = name  # what peft records as an adapter's base
+    speed_up(model.model.visual).requires_grad_(False)
+    return model.to(device)
+
+
+def add_lora(model: Qwen3VLForConditionalGeneration, rank: int = 32, alpha: int = 32) -> PeftModel:
+    """Freeze the model and add LoRA exactly as published: six projections of every layer of the language model.
+
+    Their names do not occur in the vision tower, which stays as it is. B starts at zero, so the model's outputs do
+    not change. Source: the official repository's README. Taught in notebooks/01.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_MODULES, lora_dropout=0.0, bias="none")
+    return get_peft_model(model, config)
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    processor: Any,
+    card: Mapping[str, Any],
+    quantizers: Quantizers | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a checkpoint in Hub format: adapter or full weights, processor, chat template, card, learned steps.
+
+    `card` goes to q3vl_mini.json and, as a table, to README.md. It needs `role` ("embedder" or "reranker") and
+    `template`; preset, stage, seed, git revision, scores and whatever else is JSON are welcome. `dtype` is that of
+    the weights on disk; None is the model's.
+
+    Everything is written beside `folder` first and moved into place at the end, so an interrupted save leaves the
+    old checkpoint as it was.
+    """
+    folder = Path(folder)
+    templates = {"embedder": EMBEDDER_TEMPLATES, "reranker": RERANKER_TEMPLATES}
+    if card.get("role") not in templates:
+        raise ValueError(f"the card's role is {card.get('role')!r}; expected one of {list(templates)}")
+    choose(templates[card["role"]], card.get("template", ""))
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    is_adapter = isinstance(model, PeftModel)
+    model.save_pretrained(new, **({"save_embedding_layers": False} if is_adapter else {}))
+    card = dict(card)
+    if is_adapter:
+        card["base"] = _relocate_base(new / "adapter_config.json", folder)
+    if dtype is not None:
+        for file in new.glob("*.safetensors"):
+            cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in load_file(file).items()}
+            save_file(cast, file, metadata={"format": "pt"})
+    processor.save_pretrained(new)
+    if quantizers is not None:
+        save_file({name: x.cpu() for name, x in quantizers.state_dict().items()}, new / QUANTIZERS_FILE)
+    if card["role"] == "embedder" and not is_adapter:
+        _write_sentence_transformers(new, card["template"], processor, model.config.text_config.hidden_size)
+    (new / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    (new / "README.md").write_text(model_card(folder.name, card))
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _relocate_base(config_file: Path, folder: Path) -> str:
+    """Name a local base by its path from the adapter's final folder, so that the two can move together."""
+    config = json.loads(config_file.read_text())
+    base = config["base_model_name_or_path"] or ""  # empty for a model that came from no checkpoint
+    if Path(base).is_absolute():
+        base = os.path.relpath(base, folder.resolve())
+    config["base_model_name_or_path"] = base
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    return base
+
+
+def model_card(name: str, card: Mapping[str, Any]) -> str:
+    """README.md of a checkpoint, generated from its card: what it is, how to load it, every entry of the card."""
+    use = {
+        "embedder": 'from q3vl_mini.embedder import Embedder\n\nvectors = Embedder("path").encode(["a red cat"])',
+        "reranker": 'from q3vl_mini.reranker import Reranker\n\nscores = Reranker("path").score("a cat", ["a cat"])',
+    }[card["role"]]
+    rows = []
+    for key, value in card.items():
+        items = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [f"| {key} {sub} | {_cell(x)} |".replace("  ", " ") for sub, x in items]
+    base = f"base_model: {card['base']}\n" if "base" in card else ""
+    return (
+        f"---\nlibrary_name: {'peft' if base else 'transformers'}\n{base}tags: [qwen3_vl, {card['role']}]\n---\n\n"
+        f"# {name}\n\nA Qwen3-VL {card['role']} with the template \"{card['template']}\", trained by q3vl_mini.\n\n"
+        f"```python\n{use}\n```\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _write_sentence_transformers(folder: Path, template: str, processor: Any, dim: int) -> None:
+    """The files by which sentence-transformers loads a full embedder and gives the same vectors.
+
+    In its dicts, image comes before text: it writes the content in the order of the keys.
+    """
+    chat = processor.chat_template.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
+    ending = EMBEDDER_TEMPLATES[template].ending
+    opens_turn = ending.startswith("<|im_start|>assistant")
+    budget = MediaBudget()
+    pixels = {"shortest_edge": budget.image_min_tokens * PIXELS, "longest_edge": budget.image_max_tokens * PIXELS}
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
+    package = "sentence_transformers."
+    modules = ["base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling"]
+    modules.append("base.modules.normalize.Normalize")
+    paths = ["", "1_Pooling", "2_Normalize"]
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": package + module}
+            for i, (path, module) in enumerate(zip(paths, modules, strict=True))
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                **dict.fromkeys(MODALITIES, forward),
+                "message": {**forward, "format": "structured"},
+            },
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {
+                "chat_template": {
+                    "chat_template": chat + ("" if opens_turn else ending),
+                    "add_generation_prompt": opens_turn,
+                },
+                "image": {"size": pixels},
+            },
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": dict.fromkeys(("default", "query", "document"), EMBEDDER_INSTRUCTION),
+            "default_prompt_name": "default",
+            "similarity_fn_name": "cosine",
+        },
+        "1_Pooling/config.json": {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True},
+        "2_Normalize/config.json": {},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,78 @@
+"""Checkpoints of a training run: safetensors and JSON only, replaced in one step.
+
+A checkpoint holds every tensor that the run needs to go on (weights, optimiser moments, random
+generators) and a JSON file with the numbers. It is written beside the old one and moved into place,
+so a run killed at any moment finds a whole checkpoint: the new one or the one before.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[str, Any]) -> None:
+    """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`."""
+    folder = Path(folder)
+    tensors, scalars = {}, {}
+    for name, state in modules.items():
+        tensors |= {f"{name}/{k}": v for k, v in state.items()}
+    for i, optimizer in enumerate(optimizers):
+        for row, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                where = f"optimizer{i}/{row}/{key}"
+                if isinstance(value, Tensor):
+                    tensors[where] = value
+                else:
+                    scalars[where] = value
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True) if folder.exists() or leftover is new else None
+    new.mkdir(parents=True)
+    # safetensors refuses tensors that share memory (tied weights, views): copy what it gets
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / "state.safetensors")
+    (new / "state.json").write_text(json.dumps({"meta": meta, "scalars": scalars}))
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, optimizers: list) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """(modules' state dicts, meta) of a checkpoint, the optimisers filled; None where there is none yet."""
+    folder = Path(folder)
+    if not folder.exists():  # killed between the two moves: the one before is still there
+        folder = folder.with_name(folder.name + ".old")
+        if not folder.exists():
+            return None
+    try:
+        record = json.loads((folder / "state.json").read_text())
+        tensors = load_file(folder / "state.safetensors")
+    except Exception as error:
+        remedy = "remove it to start the stage again"
+        raise ValueError(f"the checkpoint {folder} cannot be read ({error}); {remedy}") from error
+    for i, optimizer in enumerate(optimizers):
+        state: dict[int, dict] = {}
+        prefix = f"optimizer{i}/"
+        for source in (tensors, record["scalars"]):
+            for where, value in source.items():
+                if where.startswith(prefix):
+                    row, key = where[len(prefix) :].split("/", 1)
+                    state.setdefault(int(row), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    modules: dict[str, dict[str, Tensor]] = {}
+    for where, value in tensors.items():
+        name, key = where.split("/", 1)
+        if not name.startswith("optimizer"):
+            modules.setdefault(name, {})[key] = value
+    return modules, record["meta"]
+
+
+def generator_state(generator: torch.Generator) -> dict[str, Tensor]:
+    """A generator's state as a module state dict, for `save_checkpoint`."""
+    return {"state": generator.get_state()}

@@ -1,0 +1,331 @@
+"""From instances to the hidden state that both models read: inputs, visual features, one forward.
+
+The vision tower is frozen in every stage, so what it makes of a picture is computed once and kept (`VisualStore`). No
+vocabulary logits are computed: both models need only hidden states after the final RMSNorm.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, Qwen3VLModel
+
+from .backbone import TEMPLATE_WITHOUT_CARD, Backbone, inner, load
+from .media import MediaBudget, Visual, as_list, prepare
+from .records import MODALITIES, Instance, is_empty
+from .templates import Content, Template, choose
+
+PATCHES_AT_ONCE = 16_384  # that the vision tower takes in one call: bounds its memory
+
+
+def as_instance(item: Any, where: str) -> Instance:
+    """A string as {"text": ...}, a dict checked for its keys. ValueError starts with `where`."""
+    if isinstance(item, str):
+        return {"text": item}
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{where}: an item is a string or a dict, got {type(item).__name__}; try {{'image': ...}}")
+    unknown = set(item) - {*MODALITIES, "instruction"}
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {sorted(unknown)}; use text, image, video and instruction")
+    return item
+
+
+def measure(
+    instances: Sequence[Instance],
+    budget: MediaBudget,
+    processor: Any,
+    max_length: int,
+    store: "VisualStore | None",
+    seen: dict[Hashable, Visual],
+    names: Sequence[str],
+) -> tuple[list[Content], list[Visual]]:
+    """Contents and visuals of the instances that share one prompt; images, and videos, in the prompt's order.
+
+    A visual that `store` or `seen` (those of this batch; it grows) knows is not rendered again.
+    """
+
+    def known(key: Hashable) -> Visual | None:
+        return seen.get(key) or (store.visual(key) if store is not None else None)
+
+    values = [[(kind, as_list(x.get(kind), kind)) for kind in ("video", "image")] for x in instances]
+    count = {kind: sum(len(v) for fields in values for k, v in fields if k == kind) for kind in ("video", "image")}
+    budget = budget.shared(count["image"], count["video"], max_length) if any(count.values()) else budget
+    contents, visuals = [], []
+    for instance, fields, name in zip(instances, values, names, strict=True):
+        found: dict[str, list[Visual]] = {}
+        for kind, items in fields:
+            found[kind] = [
+                prepare(x, kind, budget, processor, known, f"{name}, {kind} {i}") for i, x in enumerate(items)
+            ]
+            visuals += found[kind]
+            seen.update((visual.key, visual) for visual in found[kind])
+        contents.append(
+            Content(
+                tuple((v.timestamps, v.n_tokens // v.grid_thw[0]) for v in found["video"]),
+                tuple(v.n_tokens for v in found["image"]),
+                _texts(instance.get("text"), name),
+            )
+        )
+    return contents, visuals
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    wrong = [type(text).__name__ for text in texts if not (text is None or isinstance(text, str))]
+    if wrong:
+        raise ValueError(f"{name}: text is a string or a list of strings, got {wrong[0]}; convert it with str()")
+    return tuple(text for text in texts if not is_empty(text))
+
+
+def pad(ids: Sequence[Sequence[int]], visuals: list[Visual], processor: Any, side: str) -> dict[str, Any]:
+    """Token ids of a batch as the model's inputs, padded on one side ("left" or "right").
+
+    Returns input_ids, attention_mask and mm_token_type_ids (B, T), the grids of images and videos where there are
+    any, and `visuals`, in the order of the prompts.
+    """
+    rows, width = len(ids), max(map(len, ids))
+    tokens = np.full((rows, width), processor.tokenizer.pad_token_id)
+    mask = np.zeros((rows, width), dtype=np.int64)
+    for row, line in enumerate(ids):
+        place = slice(width - len(line), width) if side == "left" else slice(0, len(line))
+        tokens[row, place], mask[row, place] = line, 1
+    kinds = (tokens == processor.image_token_id) + 2 * (tokens == processor.video_token_id)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": kinds}
+    inputs = {name: torch.from_numpy(x) for name, x in inputs.items()}
+    for kind in ("image", "video"):
+        if grids := [visual.grid_thw for visual in visuals if visual.kind == kind]:
+            inputs[f"{kind}_grid_thw"] = torch.tensor(grids)
+    return {**inputs, "visuals": visuals}
+
+
+class VisualStore:
+    """What a frozen vision tower made of each visual, by `Visual.key`: its tokens and its DeepStack features.
+
+    Holds at most `max_bytes`, then stops storing: every epoch visits everything once, so evicting would only trade
+    one picture for another. One store belongs to one tower; embedder, reranker and stages may share it.
+
+    Args:
+        dtype: that of the stored features; None is the tower's own.
+        device: where they are kept; None is where they were computed.
+
+    Taught in notebooks/01.
+    """
+
+    def __init__(
+        self, max_bytes: int = 2 * 1024**3, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ):
+        self.max_bytes, self.dtype, self.device = max_bytes, dtype, device
+        self.nbytes = 0
+        self._visuals: dict[Hashable, Visual] = {}
+        self._features: dict[Hashable, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def visual(self, key: Hashable) -> Visual | None:
+        """The measured visual, without its pixels; None if its features are not here."""
+        return self._visuals.get(key)
+
+    def features(self, key: Hashable) -> Tensor | None:
+        """(1 + L, n_tokens, D): the tokens, then the features of L DeepStack layers; None if not here."""
+        return self._features.get(key)
+
+    def add(self, visual: Visual, features: Tensor) -> bool:
+        """Keep the features of a visual, if there is room; whether they are kept."""
+        if visual.key in self._features:
+            return True
+        features = features.detach().to(device=self.device, dtype=self.dtype, copy=True)
+        if self.nbytes + features.nbytes > self.max_bytes:
+            return False
+        self.nbytes += features.nbytes
+        self._features[visual.key] = features.contiguous()
+        self._visuals[visual.key] = Visual(visual.kind, visual.grid_thw, visual.timestamps, visual.key)
+        return True
+
+
+def visual_outputs(
+    model: nn.Module, visuals: Sequence[Visual], store: VisualStore | None = None
+) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
+    """What the vision tower makes of a batch's visuals, as transformers takes it (`mm_encoder_outputs`).
+
+    Those that the store has are looked up. The others go through the tower once each, equal sizes next to each
+    other; without gradients, and into the store, if the tower is frozen.
+    """
+    tower, dtype = inner(model).model.visual, inner(model).dtype
+    frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+    store = store if frozen else None
+    features: dict[Hashable, Tensor] = {}
+    missing: dict[Hashable, Visual] = {}
+    for visual in visuals:
+        kept = store.features(visual.key) if store is not None else None
+        if kept is not None:
+            features[visual.key] = kept.to(tower.device)
+        else:
+            missing[visual.key] = visual
+    for group in _groups(sorted(missing.values(), key=lambda v: v.grid_thw)):
+        for visual, made in zip(group, _tower_features(tower, group, frozen), strict=True):
+            kept = store is not None and store.add(visual, made)
+            features[visual.key] = store.features(visual.key).to(tower.device) if kept else made
+    outputs = {}
+    for kind in ("image", "video"):
+        if chosen := [features[visual.key] for visual in visuals if visual.kind == kind]:
+            tokens, *deepstack = torch.cat([x.to(dtype) for x in chosen], dim=1)  # each (N, D)
+            outputs[kind] = BaseModelOutputWithDeepstackFeatures(
+                pooler_output=[tokens], deepstack_features=[[x] for x in deepstack]
+            )
+    return outputs
+
+
+def _groups(visuals: Iterable[Visual]) -> Iterable[list[Visual]]:
+    group: list[Visual] = []
+    patches = 0
+    for visual in visuals:
+        if group and patches + 4 * visual.n_tokens > PATCHES_AT_ONCE:
+            yield group
+            group, patches = [], 0
+        group.append(visual)
+        patches += 4 * visual.n_tokens
+    if group:
+        yield group
+
+
+def _tower_features(tower: nn.Module, visuals: list[Visual], frozen: bool) -> Sequence[Tensor]:
+    """For each visual (1 + L, n_tokens, D)."""
+    if any(visual.pixel_values is None for visual in visuals):
+        raise ValueError(
+            "a visual has neither pixels nor stored features; run the forward with the store that its batch was "
+            "collated with"
+        )
+    with torch.no_grad() if frozen else nullcontext():
+        pixels = torch.cat([visual.pixel_values for visual in visuals]).to(tower.device, tower.dtype)
+        grids = torch.tensor([visual.grid_thw for visual in visuals], device=tower.device)
+        made = tower(pixels, grid_thw=grids)
+        stacked = torch.stack([made.pooler_output, *made.deepstack_features])
+        return stacked.split([visual.n_tokens for visual in visuals], dim=1)
+
+
+def forward_hidden(
+    model: nn.Module, inputs: Mapping[str, Any], encoder_outputs: dict[str, BaseModelOutputWithDeepstackFeatures]
+) -> Tensor:
+    """last_hidden_state, after the final RMSNorm: (B, T, D). No vocabulary logits.
+
+    inputs: of `pad`. encoder_outputs: of `visual_outputs`. The model may be wrapped by peft.
+    """
+    core: Qwen3VLModel = inner(model).model
+    tensors = {name: x.to(core.device) for name, x in inputs.items() if isinstance(x, Tensor)}
+    return core(**tensors, mm_encoder_outputs=encoder_outputs, use_cache=False).last_hidden_state
+
+
+def last_attended(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """The state at each row's last attended position, on either padding side: (B, T, D) to (B, D).
+
+    Taught in notebooks/02.
+    """
+    mask = attention_mask.to(hidden.device)
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+class PromptModel(nn.Module):
+    """What Embedder and Reranker share: a loaded checkpoint, its template, and one state a prompt.
+
+    Training uses two methods of theirs: `collate` (cheap, no gradient) and `forward` (with gradient). They are
+    Modules, so that accelerate can wrap them; learned steps (`quantizers`) are not among their parameters.
+
+    Args:
+        path: a folder, a shipped name or a Hub id (backbone.resolve).
+        template: "report" or "released"; None is the one that the checkpoint records.
+        device, dtype, trainable: see backbone.load.
+        autocast: a dtype to compute in, e.g. torch.bfloat16 on a CPU that has it; None computes in `dtype`.
+        max_length: tokens of a prompt, by default the released code's; templates.prompt_ids says what is cut beyond.
+        budget: sizes of visuals, by default the released code's. store: keeps visual features between calls.
+
+    Raises:
+        FileNotFoundError, ValueError: the checkpoint is missing, or made for the other role.
+    """
+
+    role: str
+    templates: dict[str, Template]
+    default_max_length: int
+    padding_side: str
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        template: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        max_length: int | None = None,
+        budget: MediaBudget | None = None,
+        store: VisualStore | None = None,
+        trainable: bool = False,
+    ):
+        super().__init__()
+        backbone = load(path, device=device, dtype=dtype, trainable=trainable)
+        if backbone.card.get("role", self.role) != self.role:
+            raise ValueError(f"{path} is a checkpoint of the role {backbone.card['role']!r}, not {self.role!r}")
+        self._set(backbone, template, autocast, max_length, budget, store)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: Backbone,
+        *,
+        template: str | None = None,
+        autocast: torch.dtype | None = None,
+        max_length: int | None = None,
+        budget: MediaBudget | None = None,
+        store: VisualStore | None = None,
+    ):
+        """Around a model that is loaded already, as in training. Whatever role its card names, it is used in this."""
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._set(backbone, template, autocast, max_length, budget, store)
+        return self
+
+    def _set(self, backbone, template, autocast, max_length, budget, store) -> None:
+        template = template or backbone.card.get("template", TEMPLATE_WITHOUT_CARD)
+        self.card = {**backbone.card, "role": self.role, "template": template}
+        choose(self.templates, self.template)
+        self.model, self.processor = backbone.model, backbone.processor
+        self.backbone = backbone
+        self.autocast, self.max_length = autocast, max_length or self.default_max_length
+        self.budget, self.store = budget or MediaBudget(), store
+
+    @property
+    def template(self) -> str:
+        """The name of the prompt in use; the card records it."""
+        return self.card["template"]
+
+    def last_state(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Inputs of `collate` to the state at each prompt's last attended position, float32 (B, D), with gradient."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            encoder_outputs = visual_outputs(self.model, inputs["visuals"], self.store)
+            hidden = forward_hidden(self.model, inputs, encoder_outputs)
+        return last_attended(hidden, inputs["attention_mask"]).float()
+
+    def _in_batches(
+        self, items: Sequence[Any], order: Sequence[int], instruction: str | None, batch_size: int, bar: bool, unit: str
+    ) -> dict[int, np.ndarray]:
+        """forward() of items[i] for every i in `order`, batch by batch in that order, without gradient."""
+        outputs: dict[int, np.ndarray] = {}
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(), tqdm(total=len(order), unit=unit, disable=not bar) as progress:
+                for start in range(0, len(order), batch_size):
+                    rows = order[start : start + batch_size]
+                    inputs = self.collate([items[i] for i in rows], instruction, [f"{unit} {i}" for i in rows])
+                    outputs.update(zip(rows, self(inputs).cpu().numpy(), strict=True))
+                    progress.update(len(rows))
+        finally:
+            self.train(was_training)
+        return outputs

@@ -1,0 +1,372 @@
+"""Positive refinement and hard negatives (report, section 3.3), and a measure of what they got right.
+
+Embed all queries and documents of a sub-dataset and take each query's top K by cosine. Keep the query
+only if a labelled positive in the top K scores above t+. Let s+ be the mean score of those refined
+positives. A candidate that is no labelled positive becomes a hard negative only if it scores below
+s+ + delta-; one above is suspected to be relevant but unlabelled, a false negative.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from q3vl_mini.records import Quadruple, Relevance
+
+HISTOGRAM_EDGES = np.linspace(-1.0, 1.0, 101)  # bins of 0.02 over the range of a cosine
+
+
+def top_k(
+    query_vectors: np.ndarray, corpus_vectors: np.ndarray, k: int, *, memory_mb: float = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k documents of largest inner product for each query, exactly: rows (Q, k), scores (Q, k).
+
+    query_vectors (Q, D), corpus_vectors (N, D); k is cut to N. Best first, ties by the lower row.
+    Products are computed block by block within about memory_mb, beside the vectors and the result;
+    corpus_vectors may be a `np.memmap` that is larger than memory. Scores are summed in float64 and then
+    rounded to float32, so that the size of a block does not show in the result.
+
+    Taught in notebooks/07
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
+    (n_queries, dim), n_docs = query_vectors.shape, len(corpus_vectors)
+    k = min(k, n_docs)
+    rows = np.empty((n_queries, k), dtype=np.int64)
+    scores = np.empty((n_queries, k), dtype=np.float32)
+    budget = memory_mb * 2**20 / 8  # float64 numbers
+    height = int(max(1, min(512, n_queries, budget / 2 / (dim + 4 * k))))  # queries of a block, with their best k
+    width = int(max(1, (budget - height * (dim + 4 * k)) / (dim + 2 * height)))  # documents, with the products
+    for top in range(0, n_queries, height):
+        block = np.asarray(query_vectors[top : top + height], dtype=np.float64)
+        best_rows = np.empty((len(block), 0), dtype=np.int64)
+        best_scores = np.empty((len(block), 0), dtype=np.float32)
+        for left in range(0, n_docs, width):
+            documents = np.asarray(corpus_vectors[left : left + width], dtype=np.float64)
+            products = (block @ documents.T).astype(np.float32)  # (height, width)
+            best_rows, best_scores = _merge(best_rows, best_scores, products, left, k)
+        rows[top : top + height], scores[top : top + height] = best_rows, best_scores
+    return rows, scores
+
+
+def _merge(
+    rows: np.ndarray, scores: np.ndarray, products: np.ndarray, left: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of what was found so far (B, <=k) and a new block (B, M) of documents left, left + 1, ..."""
+    merged = []
+    for old_rows, old_scores, new in zip(rows, scores, products, strict=True):
+        if len(new) > k:  # all ties with the k-th stay, so that the lower row wins below
+            new_rows = np.flatnonzero(new >= np.partition(new, -k)[-k])
+        else:
+            new_rows = np.arange(len(new))
+        all_rows = np.concatenate([old_rows, left + new_rows])
+        all_scores = np.concatenate([old_scores, new[new_rows]])
+        order = np.lexsort((all_rows, -all_scores))[:k]
+        merged.append((all_rows[order], all_scores[order]))
+    return np.stack([r for r, _ in merged]), np.stack([s for _, s in merged])
+
+
+@dataclass(frozen=True)
+class MinedQuery:
+    """One kept query. Every tuple of rows has its scores beside it, best first.
+
+    `row` is the query's row in the original quadruple. `hard` are the mined negatives, `rejected` the
+    candidates at or above s+ + delta-, `labelled` the explicit negatives, kept without a test.
+
+    Taught in notebooks/07
+    """
+
+    row: int
+    positives: tuple[int, ...]
+    positive_scores: tuple[float, ...]
+    labelled: tuple[int, ...]
+    hard: tuple[int, ...]
+    hard_scores: tuple[float, ...]
+    rejected: tuple[int, ...]
+    rejected_scores: tuple[float, ...]
+
+    @property
+    def negatives(self) -> tuple[int, ...]:
+        """Explicit negatives first, then mined ones from hard to easy."""
+        return self.labelled + self.hard
+
+
+@dataclass(frozen=True)
+class Mined:
+    """The result of `mine`: the kept queries, why the others went, and the setting.
+
+    `dropped_unretrieved` and `dropped_low` are rows of queries without a labelled positive in the top
+    K, and with one but none above t+.
+
+    Taught in notebooks/07
+    """
+
+    quadruple: Quadruple
+    queries: tuple[MinedQuery, ...]
+    dropped_unretrieved: tuple[int, ...]
+    dropped_low: tuple[int, ...]
+    k: int
+    t_plus: float
+    delta_minus: float
+    n_negatives: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of the kept queries in the original quadruple."""
+        return tuple(q.row for q in self.queries)
+
+    @property
+    def report(self) -> dict[str, int]:
+        """Counts of what was kept and dropped.
+
+        Taught in notebooks/07
+        """
+        kept = [self.quadruple.relevance[q.row] for q in self.queries]
+        n_refined = sum(len(q.positives) for q in self.queries)
+        return {
+            "queries": len(self.quadruple),
+            "queries_kept": len(self.queries),
+            "dropped_no_positive_in_top_k": len(self.dropped_unretrieved),
+            "dropped_positives_below_t_plus": len(self.dropped_low),
+            "positives_kept": n_refined,
+            "positives_dropped_in_kept_queries": sum(len(set(r.positives)) for r in kept) - n_refined,
+            "labelled_negatives": sum(len(q.labelled) for q in self.queries),
+            "hard_negatives": sum(len(q.hard) for q in self.queries),
+            "rejected_as_false_negatives": sum(len(q.rejected) for q in self.queries),
+            "queries_without_negatives": sum(not q.negatives for q in self.queries),
+        }
+
+    def histograms(self) -> dict[str, np.ndarray]:
+        """Counts (100,) of the scores of `positives`, `hard_negatives` and `rejected`, and `edges` (101,).
+
+        Taught in notebooks/07
+        """
+        parts = {"positives": "positive_scores", "hard_negatives": "hard_scores", "rejected": "rejected_scores"}
+        counts = {name: _histogram([getattr(q, part) for q in self.queries]) for name, part in parts.items()}
+        return counts | {"edges": HISTOGRAM_EDGES}
+
+    def to_quadruple(self, name: str | None = None) -> Quadruple:
+        """The kept queries with refined positives and mined negatives, over the same corpus object.
+
+        Taught in notebooks/07
+        """
+        kept = self.quadruple.select(self.rows, name)
+        relevance = [
+            Relevance(q.positives, q.negatives, candidates=labels.candidates)
+            for q, labels in zip(self.queries, kept.relevance, strict=True)
+        ]
+        setting = {part: getattr(self, part) for part in ("k", "t_plus", "delta_minus", "n_negatives")}
+        return replace(kept, relevance=relevance, meta={**kept.meta, "mining": setting | self.report})
+
+    def __str__(self) -> str:
+        r = self.report
+        return (
+            f"{self.quadruple.name}: mined with K = {self.k}, t+ = {self.t_plus:g}, delta- = {self.delta_minus:g},"
+            f" at most {self.n_negatives} negatives a query\n"
+            f"  queries    {r['queries_kept']} of {r['queries']} kept; dropped: {r['dropped_no_positive_in_top_k']}"
+            f" without a labelled positive in the top {self.k},"
+            f" {r['dropped_positives_below_t_plus']} with none above t+\n"
+            f"  positives  {r['positives_kept']} kept, {_mean([q.positive_scores for q in self.queries])};"
+            f" {r['positives_dropped_in_kept_queries']} dropped from kept queries\n"
+            f"  negatives  {r['hard_negatives']} mined, {_mean([q.hard_scores for q in self.queries])};"
+            f" {r['labelled_negatives']} were labelled; {r['queries_without_negatives']} queries have none\n"
+            f"  rejected   {r['rejected_as_false_negatives']} candidates as suspected false negatives,"
+            f" {_mean([q.rejected_scores for q in self.queries])}"
+        )
+
+
+def _histogram(scores: Sequence[Sequence[float]]) -> np.ndarray:
+    flat = np.concatenate([np.asarray(s, dtype=np.float64) for s in scores])
+    return np.histogram(np.clip(flat, -1.0, 1.0), HISTOGRAM_EDGES)[0]  # rounding can exceed a cosine's 1
+
+
+def _mean(scores: Sequence[Sequence[float]]) -> str:
+    flat = np.concatenate([np.asarray(s, dtype=np.float64) for s in scores])
+    return f"mean score {flat.mean():.3f}" if len(flat) else "no scores"
+
+
+def mine_query(
+    row: int,
+    labels: Relevance,
+    candidates: np.ndarray,
+    scores: np.ndarray,
+    *,
+    t_plus: float,
+    delta_minus: float,
+    n_negatives: int,
+    keep_labelled: bool = True,
+) -> MinedQuery | None:
+    """Section 3.3 for one query; None if no labelled positive among its candidates is above t+.
+
+    candidates (K,) rows of the top K, best first, scores (K,) their cosines. A labelled positive that
+    is not refined is used neither as a positive nor as a negative.
+
+    Taught in notebooks/07
+    """
+    found = list(zip(candidates.tolist(), scores.tolist(), strict=True))
+    labelled_positives = set(labels.positives)
+    positives = [(d, s) for d, s in found if d in labelled_positives and s > t_plus]
+    if not positives:
+        return None
+    s_plus = sum(s for _, s in positives) / len(positives)
+    labelled = tuple(dict.fromkeys(labels.negatives)) if keep_labelled else ()
+    others = [(d, s) for d, s in found if d not in labelled_positives and d not in labelled]
+    hard = [(d, s) for d, s in others if s < s_plus + delta_minus]
+    rejected = [(d, s) for d, s in others if not s < s_plus + delta_minus]
+    hard = hard[: max(0, n_negatives - len(labelled))]
+    return MinedQuery(row, *_split(positives), labelled, *_split(hard), *_split(rejected))
+
+
+def _split(pairs: list[tuple[int, float]]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return tuple(d for d, _ in pairs), tuple(s for _, s in pairs)
+
+
+def mine(
+    quadruple: Quadruple,
+    query_vectors: np.ndarray,
+    corpus_vectors: np.ndarray,
+    *,
+    k: int,
+    t_plus: float,
+    delta_minus: float,
+    n_negatives: int,
+    keep_labelled: bool = True,
+    memory_mb: float = 256,
+) -> Mined:
+    """Refine the positives of a sub-dataset and mine its hard negatives (report, section 3.3).
+
+    query_vectors (Q, D) and corpus_vectors (N, D), L2-normalised, from the model that mines; the corpus
+    may be a `np.memmap`. k is the report's K (cut to N), t_plus its t+ and delta_minus its delta-, both
+    on the cosine. n_negatives bounds a query's negatives; explicit ones come first and are all kept
+    (keep_labelled=False: they are candidates like any other). A query's own evaluation candidates do
+    not restrict the search.
+
+    Raises ValueError if the labels are graded, the vectors do not fit, or every query is dropped.
+
+    Taught in notebooks/07
+    """
+    _check(quadruple, query_vectors, corpus_vectors, n_negatives)
+    rows, scores = top_k(query_vectors, corpus_vectors, k, memory_mb=memory_mb)
+    kept, unretrieved, low = [], [], []
+    for i, labels in enumerate(quadruple.relevance):
+        mined = mine_query(
+            i,
+            labels,
+            rows[i],
+            scores[i],
+            t_plus=t_plus,
+            delta_minus=delta_minus,
+            n_negatives=n_negatives,
+            keep_labelled=keep_labelled,
+        )
+        if mined is not None:
+            kept.append(mined)
+        elif np.isin(rows[i], labels.positives).any():
+            low.append(i)
+        else:
+            unretrieved.append(i)
+    if not kept:
+        raise ValueError(
+            f"{quadruple.name}: mining dropped all {len(quadruple)} queries ({len(unretrieved)} without a labelled"
+            f" positive in the top {k}, {len(low)} with none above t+ = {t_plus:g}); raise k, lower t_plus, or mine"
+            " with a better model"
+        )
+    return Mined(quadruple, tuple(kept), tuple(unretrieved), tuple(low), k, t_plus, delta_minus, n_negatives)
+
+
+def _check(quadruple: Quadruple, query_vectors: np.ndarray, corpus_vectors: np.ndarray, n_negatives: int) -> None:
+    if n_negatives < 0:
+        raise ValueError(f"n_negatives is {n_negatives}; expected 0 or more")
+    graded = next((i for i, labels in enumerate(quadruple.relevance) if labels.scores is not None), None)
+    if graded is not None:
+        raise ValueError(
+            f"{quadruple.name}, query {graded}: has graded labels (STS), which mining would make into positives;"
+            " leave this data set out"
+        )
+    parts = (("query", query_vectors, quadruple.queries), ("document", corpus_vectors, quadruple.corpus))
+    for kind, vectors, items in parts:
+        if vectors.ndim != 2 or len(vectors) != len(items):
+            raise ValueError(f"{quadruple.name}: {kind} vectors of shape {vectors.shape}, expected ({len(items)}, D)")
+        for start in range(0, len(vectors), 4096):  # the corpus may lie on disk
+            block = np.asarray(vectors[start : start + 4096], dtype=np.float32)
+            lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
+            wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # nan is wrong too
+            if len(wrong):
+                raise ValueError(
+                    f"{quadruple.name}, {kind} {start + wrong[0]}: its vector has length {lengths[wrong[0]]:.3g};"
+                    " t+ and delta- are on the cosine, so L2-normalise the vectors"
+                )
+
+
+@dataclass(frozen=True)
+class NoiseReport:
+    """What mining did about known noise. Precision and recall are nan where nothing was there to count.
+
+    `removed_*`: labelled positives that mining removed (with their queries or from kept ones), against
+    those that are truly irrelevant. `avoided_*`: candidates rejected by delta-, against the truly
+    relevant ones that would otherwise have become negatives. `false_negatives_*`: share of truly
+    relevant documents among mined negatives, with delta- and without.
+
+    Taught in notebooks/07
+    """
+
+    wrong_positives: int
+    removed: int
+    removed_precision: float
+    removed_recall: float
+    rejected: int
+    avoided_precision: float
+    avoided_recall: float
+    false_negatives_filtered: float
+    false_negatives_unfiltered: float
+
+    def __str__(self) -> str:
+        return (
+            f"wrong positives: {self.wrong_positives} injected, {self.removed} labels removed,"
+            f" precision {self.removed_precision:.3f}, recall {self.removed_recall:.3f}\n"
+            f"false negatives: {self.rejected} candidates rejected, precision {self.avoided_precision:.3f},"
+            f" recall {self.avoided_recall:.3f}\n"
+            f"share of false negatives among mined negatives: {self.false_negatives_filtered:.4f} with delta-,"
+            f" {self.false_negatives_unfiltered:.4f} without"
+        )
+
+
+def noise_report(mined: Mined, truth: Sequence[Collection[int]]) -> NoiseReport:
+    """Measure mining against the truth: for each query of the original quadruple its relevant rows.
+
+    Labelled negatives were not mined and do not enter. Raises ValueError if truth has another length.
+
+    Taught in notebooks/07
+    """
+    quadruple = mined.quadruple
+    if len(truth) != len(quadruple):
+        raise ValueError(f"{quadruple.name}: truth for {len(truth)} queries, expected {len(quadruple)}; kept or not")
+    refined = {(q.row, d) for q in mined.queries for d in q.positives}
+    labelled = {(i, d) for i, labels in enumerate(quadruple.relevance) for d in labels.positives}
+    relevant = {(i, d) for i, rows in enumerate(truth) for d in rows}
+    wrong, removed = labelled - relevant, labelled - refined
+
+    filtered = {(q.row, d) for q in mined.queries for d in q.hard}
+    rejected = {(q.row, d) for q in mined.queries for d in q.rejected}
+    unfiltered = {(q.row, d) for q in mined.queries for d in _without_filter(q, mined.n_negatives)}
+    return NoiseReport(
+        wrong_positives=len(wrong),
+        removed=len(removed),
+        removed_precision=_share(removed, wrong),
+        removed_recall=_share(wrong, removed),
+        rejected=len(rejected),
+        avoided_precision=_share(rejected, relevant),
+        avoided_recall=_share(unfiltered & relevant, rejected),
+        false_negatives_filtered=_share(filtered, relevant),
+        false_negatives_unfiltered=_share(unfiltered, relevant),
+    )
+
+
+def _without_filter(query: MinedQuery, n_negatives: int) -> Iterable[int]:
+    """What would have been mined without delta-: every rejected candidate scores above every hard one."""
+    return (query.rejected + query.hard)[: max(0, n_negatives - len(query.labelled))]
+
+
+def _share(part: set, of: set) -> float:
+    """Share of `part` that is in `of`; nan if `part` is empty."""
+    return len(part & of) / len(part) if part else float("nan")

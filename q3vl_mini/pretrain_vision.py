@@ -1,0 +1,191 @@
+"""Q3VL-tiny's vision tower learns to see first, as Qwen3-VL's did (SigLIP-2 there): a class a visual token.
+
+A language model on top of an untrained tower learns to ignore the picture (docs/pretraining.md). So each
+visual token that covers an object must name its concept, in single pictures of 64 x 64 pixels and in
+2 x 2 scenes of 128 x 128, drawn in the training styles and augmented towards unseen ones. Classification
+of the seed pool, not contrastive training: the raw backbone still has to learn retrieval in stage 1.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoint import generator_state, load_checkpoint, save_checkpoint
+from .emoji_world import sprites
+from .emoji_world.augment import augment
+from .emoji_world.scenes import COLOURS
+from .vision import patchify, speed_up
+
+MIRRORED = ("left", "right", "clock", "backhand", "leftwards", "rightwards")
+FLIPPABLE_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects", "people-body")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Budget and step sizes. `hold_out` leaves one training style out, to choose settings without a test style."""
+
+    steps: int = 6_000
+    batch: int = 128
+    lr_matrix: float = 0.04
+    lr_other: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 60
+    decay: float = 0.35  # share of the steps over which the rate falls to zero, at the end
+    strength: float = 0.8
+    ramp: float = 0.2  # share of the steps over which augmentation grows from mild to `strength`
+    scenes: float = 0.2
+    tinted: float = 0.15
+    smoothing: float = 0.1
+    hold_out: str | None = None
+    seed: int = 0
+
+
+def flippable(concept: sprites.Concept) -> bool:
+    """Whether a mirrored drawing still shows the same concept."""
+    words = concept.name.replace("’", " ").split()
+    return concept.group in FLIPPABLE_GROUPS and not any(w in MIRRORED for w in words)
+
+
+def sprite_bank(style: str, keys: list[str], pixels: int) -> Tensor:
+    """All drawings of a style as uint8 (N, pixels, pixels, 4)."""
+    return torch.stack([torch.from_numpy(sprites.sprite(style, k, pixels).copy()) for k in keys])
+
+
+def tint(rgba: Tensor, colours: Tensor) -> Tensor:
+    """Sprites (B, H, W, 4) recoloured by one RGB each (B, 3), as scenes.py tints them."""
+    x = rgba.float()
+    grey = (x[..., :3] * torch.tensor([0.299, 0.587, 0.114])).sum(-1)
+    shade = (0.3 * x[..., 3] + 0.7 * grey)[..., None] / 255
+    return torch.cat([shade * colours[:, None, None, :], x[..., 3:]], -1).to(torch.uint8)
+
+
+class VisionTask(nn.Module):
+    """Heads over the tower's output: which concept, and which tint (0: none)."""
+
+    def __init__(self, width: int, n_concepts: int):
+        super().__init__()
+        self.concept = nn.Linear(width, n_concepts)
+        self.colour = nn.Linear(width, 1 + len(COLOURS))
+
+
+def rate(step: int, c: VisionConfig) -> float:
+    """Warm up, hold, fall linearly to zero: the held part can be prolonged without a restart."""
+    left = (c.steps - step) / max(c.decay * c.steps, 1)
+    return min(1.0, (step + 1) / c.warmup, left)
+
+
+def make_batch(banks: Tensor, can_flip: Tensor, c: VisionConfig, step: int, g: torch.Generator):
+    """Pictures (B, 3, H, W), concept (B, T) and tint (B, T) of each of their T visual tokens."""
+    n_styles, n_concepts = banks.shape[:2]
+    style = torch.randint(n_styles, (c.batch,), generator=g)
+    concept = torch.randint(n_concepts, (c.batch,), generator=g)
+    rgba = banks[style, concept]
+    tints = torch.zeros(c.batch, dtype=torch.long)
+    chosen = torch.rand(c.batch, generator=g) < c.tinted
+    tints[chosen] = torch.randint(1, 1 + len(COLOURS), (int(chosen.sum()),), generator=g)
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    rgba = rgba.clone()
+    rgba[chosen] = tint(rgba[chosen], palette[tints[chosen] - 1])
+    grown = min(1.0, 0.3 + 0.7 * step / max(c.ramp * c.steps, 1))
+    strength = c.strength * grown
+    x = augment(rgba, rgba.shape[1], strength, g, can_flip[concept], keep_colour=chosen)
+    concept, tints = concept[:, None].expand(-1, 4), tints[:, None].expand(-1, 4)
+    if torch.rand((), generator=g) < c.scenes:  # four pictures become one scene, its tokens in reading order
+        b, _, h, w = x.shape
+        x = x.view(b // 4, 2, 2, 3, h, w).permute(0, 3, 1, 4, 2, 5).reshape(b // 4, 3, 2 * h, 2 * w)
+
+        def tiled(labels: Tensor) -> Tensor:
+            return labels.reshape(b // 4, 2, 2, 2, 2).permute(0, 1, 3, 2, 4).reshape(b // 4, 16)
+
+        concept, tints = tiled(concept), tiled(tints)
+    return x, concept, tints
+
+
+def token_losses(visual: nn.Module, task: VisionTask, x: Tensor, concept: Tensor, tints: Tensor, smoothing: float):
+    """Cross-entropy a visual token, on the tower's output and, lighter, on its deepstack features."""
+    pixels, grid = patchify(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = visual(pixels, grid_thw=grid)
+        logits, colours = task.concept(out.pooler_output), task.colour(out.pooler_output)
+        deep = [task.concept(f) for f in out.deepstack_features]
+    loss = F.cross_entropy(logits.float(), concept.flatten(), label_smoothing=smoothing)
+    loss_colour = F.cross_entropy(colours.float(), tints.flatten())
+    loss_deep = sum(F.cross_entropy(d.float(), concept.flatten(), label_smoothing=smoothing) for d in deep)
+    return loss + 0.2 * loss_colour + 0.2 * loss_deep, loss.detach()
+
+
+@torch.no_grad()
+def accuracy(visual: nn.Module, task: VisionTask, bank: Tensor) -> dict[str, float]:
+    """Share of plain drawings on white, one a concept, whose concept is the first (among ten) guess."""
+    hits = torch.zeros(2)
+    for start in range(0, len(bank), 200):
+        rgba = bank[start : start + 200].permute(0, 3, 1, 2).float() / 255
+        pixels, grid = patchify(rgba[:, :3] + (1 - rgba[:, 3:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = visual(pixels, grid_thw=grid).pooler_output.view(len(rgba), -1, task.concept.in_features)
+            logits = task.concept(features).float().log_softmax(-1).mean(1)
+        guesses = logits.topk(10, -1).indices
+        right = guesses == torch.arange(start, start + len(rgba))[:, None]
+        hits += torch.stack([right[:, 0].sum(), right.any(1).sum()])
+    return {"top1": round(hits[0].item() / len(bank), 4), "top10": round(hits[1].item() / len(bank), 4)}
+
+
+def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_every: int = 100) -> nn.Module:
+    """Train a Qwen3VLVisionModel in place, resumable from `folder`; returns it. Curve: folder/vision.jsonl."""
+    c, folder = config, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(c.seed)
+    styles = [s for s in sprites.TRAIN_STYLES if s != c.hold_out]
+    keys = [k.key for k in sprites.concepts()]
+    banks = torch.stack([sprite_bank(s, keys, 64) for s in styles])
+    check_bank = sprite_bank(c.hold_out or styles[0], keys, 64)
+    can_flip = torch.tensor([flippable(k) for k in sprites.concepts()])
+    speed_up(visual)
+    task = VisionTask(visual.config.out_hidden_size, len(keys))
+
+    is_matrix = {n: p.ndim == 2 and "pos_embed" not in n for n, p in visual.named_parameters()}
+    matrices = [p for n, p in visual.named_parameters() if is_matrix[n]]
+    others = [p for n, p in visual.named_parameters() if not is_matrix[n]] + list(task.parameters())
+    optimizers = [
+        torch.optim.Muon(matrices, lr=c.lr_matrix, weight_decay=c.weight_decay),
+        torch.optim.AdamW(others, lr=c.lr_other, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+    g = torch.Generator().manual_seed(c.seed)
+    start, seconds = 0, 0.0
+    resumed = load_checkpoint(folder / "vision_state", optimizers)
+    if resumed:
+        modules, meta = resumed
+        visual.load_state_dict(modules["visual"])
+        task.load_state_dict(modules["task"])
+        g.set_state(modules["generator"]["state"])
+        start, seconds = meta["step"], meta["seconds"]
+    began, running = time.monotonic() - seconds, None
+    for step in range(start, c.steps):
+        for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate(step, c)
+        x, concept, tints = make_batch(banks, can_flip, c, step, g)
+        loss, shown = token_losses(visual, task, x, concept, tints, c.smoothing)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*visual.parameters(), *task.parameters()], 5.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        running = shown if running is None else 0.98 * running + 0.02 * shown
+        done = step + 1
+        if done % log_every == 0 or done == c.steps:
+            row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
+            if done % (5 * log_every) == 0 or done == c.steps:
+                row |= accuracy(visual, task, check_bank)
+                state = {"visual": visual.state_dict(), "task": task.state_dict(), "generator": generator_state(g)}
+                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
+                save_checkpoint(folder / "vision_state", state, optimizers, meta)
+            with open(folder / "vision.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(f"vision {row}", flush=True)
+    return visual

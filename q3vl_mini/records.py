@@ -1,0 +1,138 @@
+"""What everything else speaks: an Instance, a Clip, and the report's quadruple (I, Q, C, R).
+
+An *instance* is a dict with any of the keys `text`, `image`, `video` (each one value or a list of
+values) and optionally `instruction`. An image is a PIL image, an array (H, W, 3), a path, or an
+object with `.render() -> PIL.Image`; a video is a path, bytes of a video file, a list of frames, a
+`Clip`, or an object with `.render() -> Clip`. Drawing on demand keeps Emoji World small in memory
+and lets the resolution be chosen late.
+
+A *quadruple* (report, section 3) is one sub-dataset: an instruction; queries; a corpus; relevance
+labels that give each query its positive and its negative documents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+Instance = dict[str, Any]
+MODALITIES = ("text", "image", "video")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Decoded video: `frames` uint8 (T, H, W, 3) and the rate `fps` in frames a second."""
+
+    frames: np.ndarray
+    fps: float
+
+    def __post_init__(self):
+        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or len(self.frames) == 0:
+            raise ValueError(f"a Clip needs frames of shape (T >= 1, H, W, 3), got {self.frames.shape}")
+        if not self.fps > 0:
+            raise ValueError(f"a Clip needs fps > 0, got {self.fps}")
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Labels of one query: rows of the corpus, by position.
+
+    `scores` are graded labels, one for each positive (STS only). `candidates` are the rows that
+    this query ranks in evaluation; None ranks the whole corpus.
+    """
+
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...] = ()
+    scores: tuple[float, ...] | None = None
+    candidates: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Quadruple:
+    """One sub-dataset (I, Q, C, R). `task` names the column of the stage table it belongs to."""
+
+    name: str
+    task: str
+    instruction: str
+    queries: Sequence[Instance]
+    corpus: Sequence[Instance]
+    relevance: Sequence[Relevance]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def select(self, rows: Sequence[int], name: str | None = None) -> "Quadruple":
+        """The same corpus with only the queries at `rows`."""
+        return replace(
+            self,
+            name=name or self.name,
+            queries=[self.queries[i] for i in rows],
+            relevance=[self.relevance[i] for i in rows],
+        )
+
+
+def is_empty(value: Any) -> bool:
+    """True for what carries no content: None, '' or white space, an empty list."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return not value.strip()
+    return isinstance(value, (list, tuple)) and all(is_empty(v) for v in value)
+
+
+def validate_instance(instance: Any, where: str) -> list[str]:
+    """Problems of one instance as sentences that start with `where`; an empty list if it is sound."""
+    if isinstance(instance, str):
+        instance = {"text": instance}
+    if not isinstance(instance, Mapping):
+        return [f"{where}: an item is a string or a dict with text, image or video, got {type(instance).__name__}"]
+    problems = []
+    unknown = sorted(set(instance) - {*MODALITIES, "instruction"})
+    if unknown:
+        problems.append(f"{where}: unknown keys {unknown}; use text, image, video and instruction")
+    if all(is_empty(instance.get(m)) for m in MODALITIES):
+        problems.append(f"{where}: has no text, image or video; drop the row or fill one of them")
+    texts = instance.get("text")
+    for t in texts if isinstance(texts, (list, tuple)) else [texts]:
+        if t is not None and not isinstance(t, str):
+            problems.append(f"{where}: text must be a string, got {type(t).__name__}; convert it with str()")
+    return problems
+
+
+def validate(quadruple: Quadruple, limit: int = 20) -> None:
+    """Raise ValueError naming data set, row and remedy for the first `limit` faults of a quadruple."""
+    name, n_queries, n_docs = quadruple.name, len(quadruple.queries), len(quadruple.corpus)
+    problems: list[str] = []
+    if not quadruple.instruction.strip():
+        problems.append(f"{name}: the instruction is empty; state the task in one sentence")
+    if n_queries == 0 or n_docs == 0:
+        problems.append(f"{name}: {n_queries} queries and {n_docs} documents; both need at least one")
+    if len(quadruple.relevance) != n_queries:
+        problems.append(f"{name}: {n_queries} queries but {len(quadruple.relevance)} relevance rows; give one a query")
+    for kind, rows in (("query", quadruple.queries), ("document", quadruple.corpus)):
+        for i in range(len(rows)):
+            if len(problems) >= limit:
+                break
+            problems += validate_instance(rows[i], f"{name}, {kind} {i}")
+    for i, labels in enumerate(quadruple.relevance):
+        if len(problems) >= limit:
+            break
+        where = f"{name}, relevance row {i}"
+        if not labels.positives:
+            problems.append(f"{where}: no positive document; drop the query or label one")
+        for part in ("positives", "negatives", "candidates"):
+            outside = [d for d in getattr(labels, part) or () if not 0 <= d < n_docs]
+            if outside:
+                problems.append(f"{where}: {part} {outside[:3]} are outside the corpus of {n_docs} documents")
+        both = set(labels.positives) & set(labels.negatives)
+        if both:
+            problems.append(f"{where}: documents {sorted(both)[:3]} are positive and negative; keep one label")
+        if labels.scores is not None and len(labels.scores) != len(labels.positives):
+            n_scores = len(labels.scores)
+            problems.append(f"{where}: {n_scores} scores for {len(labels.positives)} positives; give one each")
+        if labels.candidates is not None and not set(labels.positives) <= set(labels.candidates):
+            problems.append(f"{where}: a positive is not among the candidates; add it")
+    if problems:
+        raise ValueError("\n".join(problems[:limit]))

@@ -1,0 +1,123 @@
+"""The reranker: how relevant one document is to one query. A cross-encoder that answers "yes" or "no".
+
+The margin logit(yes) - logit(no) at the last position is one dot product of its hidden state with W_yes - W_no, so
+the vocabulary's other logits are never computed. The score is its sigmoid (eq. 5).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backbone import inner
+from .forward import PromptModel, as_instance, measure, pad
+from .media import Visual
+from .templates import RERANKER_TEMPLATES, prompt_ids, reranker_prompt
+
+
+class Reranker(PromptModel):
+    """Query and document, each of any kind, to a relevance in [0, 1]. Arguments: see PromptModel.
+
+    >>> reranker = Reranker("Qwen/Qwen3-VL-Reranker-2B")  # doctest: +SKIP
+    >>> reranker.rank("a red cat", [{"image": "cat.png"}, "a green apple"], top_k=1)  # doctest: +SKIP
+
+    Taught in notebooks/10.
+    """
+
+    role = "reranker"
+    templates = RERANKER_TEMPLATES
+    default_max_length = 10_240
+    padding_side = "left"
+
+    def _set(self, *args) -> None:
+        super()._set(*args)
+        self.yes_id, self.no_id = (self._single_token(word) for word in ("yes", "no"))
+
+    def _single_token(self, word: str) -> int:
+        ids = self.processor.tokenizer.encode(word, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(
+                f"the tokenizer splits {word!r} into {len(ids)} tokens; a reranker needs it whole: train the tokenizer "
+                "on text where it stands often, alone on a line"
+            )
+        return ids[0]
+
+    def collate(
+        self, pairs: Sequence[tuple[Any, Any]], instruction: str | None = None, names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """(query, document) pairs of strings or instances to `forward`'s inputs. No gradient, no model.
+
+        A query's own "instruction" comes before `instruction`, then the default; a document's is not read. `names` is
+        what errors call the pairs, "pair 0" and so on if None.
+        """
+        names = names or [f"pair {i}" for i in range(len(pairs))]
+        seen: dict[Any, Visual] = {}
+        prompts, visuals = [], []
+        for pair, name in zip(pairs, names, strict=True):
+            sides = [f"{name}, {side}" for side in ("query", "document")]
+            query, document = (as_instance(item, side) for item, side in zip(pair, sides, strict=True))
+            contents, found = measure(
+                [query, document], self.budget, self.processor, self.max_length, self.store, seen, sides
+            )
+            visuals += found
+            prompts.append(reranker_prompt(*contents, query.get("instruction") or instruction, self.template))
+        ids = prompt_ids(prompts, self.processor.tokenizer, self.max_length, names)
+        return pad(ids, visuals, self.processor, self.padding_side)
+
+    def forward(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Inputs of `collate` to margins logit(yes) - logit(no), float32 (B,), with gradient."""
+        head = inner(self.model).lm_head.weight  # (V, D), no bias
+        return self.last_state(inputs) @ (head[self.yes_id].float() - head[self.no_id].float())
+
+    def logits(
+        self,
+        pairs: Sequence[tuple[Any, Any]],
+        instruction: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> np.ndarray:
+        """Margins of (query, document) pairs, float32 (N,), in their order. sigmoid(margin) is the score.
+
+        Raises ValueError naming the pair and the remedy. Taught in notebooks/10.
+        """
+        pairs = list(pairs)
+        order = sorted(range(len(pairs)), key=lambda i: [_rough_length(side) for side in pairs[i]], reverse=True)
+        rows = self._in_batches(pairs, order, instruction, batch_size, show_progress_bar, "pair")
+        return np.array([rows[i] for i in range(len(pairs))], dtype=np.float32)
+
+    def score(
+        self, query: Any, documents: Sequence[Any], instruction: str | None = None, batch_size: int = 32
+    ) -> np.ndarray:
+        """Relevance of each document to the query, float32 (N,) in [0, 1]: sigmoid of the margin (eq. 5).
+
+        Taught in notebooks/10.
+        """
+        if isinstance(documents, (str, Mapping)):
+            raise ValueError(f"score takes a list of documents, got one {type(documents).__name__}; write [document]")
+        margins = self.logits([(query, document) for document in documents], instruction, batch_size)
+        return torch.from_numpy(margins).sigmoid().numpy()
+
+    def rank(
+        self,
+        query: Any,
+        documents: Sequence[Any],
+        top_k: int | None = None,
+        instruction: str | None = None,
+        batch_size: int = 32,
+    ) -> list[dict[str, Any]]:
+        """The documents by falling relevance, as [{"corpus_id": position in documents, "score": ...}, ...].
+
+        The first `top_k`, or all; equal scores keep the order of `documents`. Taught in notebooks/10.
+        """
+        scores = self.score(query, documents, instruction, batch_size)
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+
+
+def _rough_length(item: Any) -> tuple[bool, bool, int]:
+    """Sorts sides of pairs before they are opened: by kind, then by the length of the text."""
+    if not isinstance(item, Mapping):
+        return False, False, len(item) if isinstance(item, str) else 0
+    return item.get("video") is not None, item.get("image") is not None, len(str(item.get("text") or ""))

@@ -1,0 +1,282 @@
+"""backbone.py: finding, loading and saving checkpoints, and LoRA exactly as published."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from q3vl_mini import backbone
+from q3vl_mini.backbone import LORA_MODULES, add_lora, inner, load, model_card, resolve, save
+from q3vl_mini.compression import Quantizers
+
+CARD = {"role": "embedder", "template": "report", "stage": "s0", "seed": 3, "scores": {"image_ret": 0.5}}
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def hidden(model):
+    with torch.no_grad():
+        return inner(model).model(input_ids=IDS).last_hidden_state
+
+
+def randomise_lora(model):
+    """B starts at zero; a trained adapter's does not."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def base(small_checkpoint):
+    return load(small_checkpoint)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, small_checkpoint):
+    """A data_samples folder that ships one base."""
+    folder = tmp_path / "data_samples"
+    shutil.copytree(small_checkpoint, folder / "q3vl-small")
+    monkeypatch.setattr(backbone, "data_dir", lambda: folder)
+    return folder
+
+
+# --- finding and loading ---
+
+
+def test_a_path_and_a_shipped_name_are_found(small_checkpoint, data):
+    (data / "adapters" / "s0").mkdir(parents=True)
+    assert resolve(small_checkpoint) == resolve(str(small_checkpoint)) == small_checkpoint.resolve()
+    assert resolve("q3vl-small") == data.resolve() / "q3vl-small"
+    assert resolve("s0") == resolve("adapters/s0") == data.resolve() / "adapters" / "s0"
+
+
+def test_an_existing_folder_comes_before_a_shipped_name(data, tmp_path, monkeypatch):
+    (tmp_path / "q3vl-small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("q3vl-small") == tmp_path.resolve() / "q3vl-small"
+
+
+def test_what_is_nowhere_is_named_with_every_place(data):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'Org/no-such-model'.*data_samples/adapters.*the Hub"):
+        resolve("Org/no-such-model")
+    with pytest.raises(FileNotFoundError, match="no checkpoint '../nowhere'"):
+        resolve("../nowhere")
+
+
+def test_names_work_without_any_data(monkeypatch, small_checkpoint):
+    def absent():
+        raise FileNotFoundError("data_samples not found")
+
+    monkeypatch.setattr(backbone, "data_dir", absent)
+    assert resolve(small_checkpoint) == small_checkpoint.resolve()
+
+
+def test_a_checkpoint_loads_for_the_cpu(base):
+    assert base.model.dtype == torch.float32
+    assert base.model.config.text_config._attn_implementation == "eager"
+    assert not base.model.training
+    assert not any(p.requires_grad for p in base.model.model.visual.parameters())
+    assert base.card == {"template": "released"}  # a checkpoint without a card is an original one
+    assert load(base.model.name_or_path, template="report").card["template"] == "report"
+    assert load(base.model.name_or_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_an_unknown_template_is_refused(small_checkpoint):
+    with pytest.raises(ValueError, match="no template 'readme'"):
+        load(small_checkpoint, template="readme")
+
+
+def test_only_safetensors_are_read(small_checkpoint, tmp_path):
+    model = load(small_checkpoint).model
+    folder = tmp_path / "pickled"
+    shutil.copytree(small_checkpoint, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        load(folder)
+
+
+# --- LoRA ---
+
+TRUE_SIZES = {
+    "2B": dict(
+        text=dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
+        vision=dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
+        tied=True,
+    ),
+    "8B": dict(
+        text=dict(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32),
+        vision=dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24]),
+        tied=False,
+    ),
+}
+
+
+def true_model(size):
+    """The true Qwen3-VL without its numbers."""
+    values = TRUE_SIZES[size]
+    width = values["text"]["hidden_size"]
+    config = Qwen3VLConfig(
+        text_config=dict(**values["text"], num_key_value_heads=8, head_dim=128, vocab_size=151936),
+        vision_config=dict(**values["vision"], num_heads=16, out_hidden_size=width),
+        tie_word_embeddings=values["tied"],
+    )
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("size, layers", [("2B", 28), ("8B", 36)])
+def test_lora_adapts_the_six_projections_of_the_true_models_and_nothing_else(size, layers):
+    with torch.device("meta"):
+        model = add_lora(true_model(size))
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    blocks = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn"}
+    assert adapted == {
+        f"base_model.model.model.language_model.layers.{i}.{blocks.get(name, 'mlp')}.{name}"
+        for i in range(layers)
+        for name in LORA_MODULES
+    }
+    assert len(adapted) == layers * 6
+
+    width, wide = (TRUE_SIZES[size]["text"][k] for k in ("hidden_size", "intermediate_size"))
+    heads = TRUE_SIZES[size]["text"]["num_attention_heads"] * 128
+    shapes = [(width, heads), *[(width, 8 * 128)] * 2, *[(width, wide)] * 2, (wide, width)]
+    expected = layers * sum(32 * (n_in + n_out) for n_in, n_out in shapes)  # rank 32
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+def test_lora_has_scale_one_no_dropout_and_leaves_the_output(base):
+    before = hidden(base.model)
+    model = add_lora(base.model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    assert {layer.scaling["default"] for layer in layers} == {1.0}  # alpha 32 over rank 32
+    assert all(isinstance(layer.lora_dropout["default"], torch.nn.Identity) for layer in layers)
+    assert torch.equal(hidden(model), before)
+    assert not torch.allclose(hidden(randomise_lora(model)), before, atol=1e-2)
+
+
+# --- saving ---
+
+
+def test_an_adapter_comes_back_with_its_card_and_steps(base, tmp_path):
+    model = randomise_lora(add_lora(base.model))
+    quantizers = Quantizers([16, 64])
+    quantizers.of(16, "int8").initialise(torch.randn(4, 16))
+    save(tmp_path / "s0", model, base.processor, CARD, quantizers)
+    again = load(tmp_path / "s0")
+    assert isinstance(again.model, PeftModel)
+    assert torch.allclose(hidden(again.model), hidden(model), atol=1e-6)
+    assert {key: again.card[key] for key in CARD} == CARD
+    assert not any(p.requires_grad for n, p in again.model.named_parameters() if "lora" in n)
+    trainable = load(tmp_path / "s0", trainable=True).model
+    assert {n for n, p in trainable.named_parameters() if p.requires_grad} == {
+        n for n, _ in trainable.named_parameters() if "lora" in n
+    }
+    for name, value in quantizers.state_dict().items():
+        assert torch.equal(again.quantizers.state_dict()[name], value), name
+    files = {file.name for file in (tmp_path / "s0").iterdir()}
+    assert {"adapter_model.safetensors", "chat_template.jinja", "processor_config.json", "README.md"} <= files
+    assert "model.safetensors" not in files and not any(name.endswith(".bin") for name in files)
+
+
+def test_an_adapter_loads_in_plain_transformers_and_peft(base, tmp_path, small_checkpoint):
+    model = randomise_lora(add_lora(base.model))
+    save(tmp_path / "s0", model, base.processor, CARD)
+    plain = Qwen3VLForConditionalGeneration.from_pretrained(small_checkpoint, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(plain, tmp_path / "s0")
+    assert torch.allclose(hidden(plain), hidden(model), atol=1e-5)
+
+
+def test_an_adapter_of_a_shipped_base_names_it_without_a_path(data, tmp_path):
+    loaded = load("q3vl-small")
+    save(tmp_path / "s0", add_lora(loaded.model), loaded.processor, CARD)
+    assert json.loads((tmp_path / "s0" / "adapter_config.json").read_text())["base_model_name_or_path"] == "q3vl-small"
+    assert hidden(load(tmp_path / "s0").model).equal(hidden(loaded.model))
+
+
+def test_an_adapter_finds_its_base_after_both_have_moved(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "run" / "base")
+    loaded = load(tmp_path / "run" / "base")
+    save(tmp_path / "run" / "adapters" / "s0", randomise_lora(add_lora(loaded.model)), loaded.processor, CARD)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = load(tmp_path / "moved" / "adapters" / "s0")
+    assert torch.allclose(hidden(moved.model), hidden(loaded.model), atol=1e-6)
+    # ... and again, saved in another place
+    save(tmp_path / "elsewhere", moved.model, moved.processor, moved.card)
+    assert torch.allclose(hidden(load(tmp_path / "elsewhere").model), hidden(loaded.model), atol=1e-6)
+
+
+def test_an_adapter_whose_base_is_gone_says_so(base, tmp_path):
+    save(tmp_path / "s0", add_lora(base.model), base.processor, CARD)
+    config = tmp_path / "s0" / "adapter_config.json"
+    config.write_text(config.read_text().replace("small", "gone"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint '.*gone'"):
+        load(tmp_path / "s0")
+
+
+def test_full_weights_come_back(base, tmp_path):
+    with torch.no_grad():
+        base.model.model.language_model.norm.weight.mul_(1.5)
+    save(tmp_path / "full", base.model, base.processor, CARD)
+    again = load(tmp_path / "full")
+    assert torch.equal(hidden(again.model), hidden(base.model))
+    assert again.card["template"] == "report" and again.quantizers is None
+
+
+def test_weights_on_disk_can_be_smaller(base, tmp_path):
+    model = randomise_lora(add_lora(base.model))
+    save(tmp_path / "half", model, base.processor, CARD, dtype=torch.float16)
+    tensors = load_file(tmp_path / "half" / "adapter_model.safetensors")
+    assert {x.dtype for x in tensors.values()} == {torch.float16}
+    assert torch.allclose(hidden(load(tmp_path / "half").model), hidden(model), atol=2e-2)
+    assert model.dtype == torch.float32
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(base, tmp_path, monkeypatch):
+    model = randomise_lora(add_lora(base.model))
+    save(tmp_path / "s0", model, base.processor, CARD)
+    before = hidden(model)
+    randomise_lora(model)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(base.processor), "save_pretrained", killed)
+        save(tmp_path / "s0", model, base.processor, {**CARD, "stage": "s1"})
+    again = load(tmp_path / "s0")
+    assert again.card["stage"] == "s0" and torch.allclose(hidden(again.model), before, atol=1e-6)
+
+    save(tmp_path / "s0", model, base.processor, {**CARD, "stage": "s1"})
+    assert load(tmp_path / "s0").card["stage"] == "s1"
+    assert [file.name for file in tmp_path.iterdir()] == ["s0"]  # nothing is left beside it
+
+
+@pytest.mark.parametrize(
+    "card, message",
+    [
+        ({"role": "teacher", "template": "report"}, "role is 'teacher'; expected"),
+        ({"template": "report"}, "role is None"),
+        ({"role": "reranker"}, "no template ''"),
+    ],
+)
+def test_a_card_without_role_or_template_is_refused(base, tmp_path, card, message):
+    with pytest.raises(ValueError, match=message):
+        save(tmp_path / "s0", base.model, base.processor, card)
+    assert not (tmp_path / "s0").exists()
+
+
+def test_the_readme_shows_every_entry_of_the_card():
+    text = model_card("s0", {**CARD, "git": "abc|1", "base": "q3vl-tiny"})
+    for line in ("base_model: q3vl-tiny", "| stage | s0 |", "| scores image_ret | 0.5 |", "| git | abc\\|1 |"):
+        assert line in text
+    assert "from q3vl_mini.embedder import Embedder" in text
+    assert "from q3vl_mini.reranker import Reranker" in model_card("r", {**CARD, "role": "reranker"})

@@ -1,0 +1,657 @@
+"""Metrics, chance levels, intervals and tables against other libraries, simulations and slow loops."""
+
+import doctest
+import json
+import math
+import tracemalloc
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+import pytrec_eval
+import scipy.stats
+from sklearn.metrics import ndcg_score
+
+from q3vl_mini import evaluate
+from q3vl_mini.evaluate import (
+    COLUMNS,
+    META_KEYS,
+    ColumnResult,
+    DatasetResult,
+    bootstrap_interval,
+    bootstrap_scores,
+    chance_level,
+    compare,
+    encoded,
+    evaluate_embedder,
+    evaluate_reranker,
+    hit_at_k,
+    mean_score,
+    ndcg_at_k,
+    paired_bootstrap,
+    plot_stage_table,
+    positive_ranks,
+    reciprocal_rank,
+    rerank_quadruple,
+    score_quadruple,
+    spearman,
+    stage_table,
+    write_results,
+)
+from q3vl_mini.records import Quadruple, Relevance
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def quadruple_of(relevance, n_docs, task="image_ret", name="set", corpus=None):
+    queries = [{"text": f"{name} query {i}"} for i in range(len(relevance))]
+    corpus = corpus if corpus is not None else [{"text": f"{name} document {i}"} for i in range(n_docs)]
+    return Quadruple(name, task, f"Instruction of {name}.", queries, corpus, list(relevance))
+
+
+def random_case(seed=0, n_queries=30, n_docs=40, dim=8, own=False, task="image_ret", name="set"):
+    """Vectors and labels with one to three positives; every second query with its own candidates if `own`."""
+    rng = np.random.default_rng(seed)
+    relevance = []
+    for i in range(n_queries):
+        drawn = rng.permutation(n_docs)
+        positives = tuple(drawn[: rng.integers(1, 4)].tolist())
+        candidates = tuple(drawn[: rng.integers(5, 15)].tolist()) if own and i % 2 else None
+        relevance.append(Relevance(positives, candidates=candidates))
+    return unit(rng, n_queries, dim), unit(rng, n_docs, dim), quadruple_of(relevance, n_docs, task, name)
+
+
+class TableEmbedder:
+    """Each text has a fixed vector; records the calls."""
+
+    def __init__(self, seed=0, dim=8):
+        self.calls, self.seed, self.dim = [], seed, dim
+
+    def encode(self, items, instruction=None, batch_size=32, **options):
+        self.calls.append((list(items), instruction, batch_size, options))
+        vectors = [np.random.default_rng([self.seed, *item["text"].encode()]).normal(size=self.dim) for item in items]
+        return np.array(vectors, dtype=np.float32)
+
+
+class TableReranker:
+    """margin(query text, document text) as given; records the calls."""
+
+    def __init__(self, margin):
+        self.margin, self.calls = margin, []
+
+    def logits(self, pairs, instruction=None):
+        self.calls.append((len(pairs), instruction))
+        return np.array([self.margin(q["text"], d["text"]) for q, d in pairs], dtype=np.float32)
+
+
+# metrics
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_metrics_agree_with_trec_eval(k):
+    rng = np.random.default_rng(k)
+    for n_positives in (1, 2, 7, 12):
+        scores = rng.permutation(30) / 30
+        relevant = np.isin(np.arange(30), rng.choice(30, n_positives, replace=False))
+        judged = {"q": {f"d{i}": int(r) for i, r in enumerate(relevant)}}
+        run = {"q": {f"d{i}": float(s) for i, s in enumerate(scores)}}
+        theirs = pytrec_eval.RelevanceEvaluator(judged, {f"success.{k}", f"ndcg_cut.{k}", "recip_rank"}).evaluate(run)
+        ranks = positive_ranks(scores, relevant)
+        assert hit_at_k(ranks, k) == theirs["q"][f"success_{k}"]
+        assert ndcg_at_k(ranks, k) == pytest.approx(theirs["q"][f"ndcg_cut_{k}"], abs=1e-12)
+        within = theirs["q"]["recip_rank"] if theirs["q"]["recip_rank"] >= 1 / k else 0.0
+        assert reciprocal_rank(ranks, k) == pytest.approx(within, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 50])
+def test_ndcg_agrees_with_sklearn(k):
+    rng = np.random.default_rng(k)
+    scores = rng.normal(size=(20, 30))
+    relevant = rng.random((20, 30)) < 0.15
+    relevant[:, 0] = True
+    ours = [ndcg_at_k(positive_ranks(s, r), k) for s, r in zip(scores, relevant, strict=True)]
+    theirs = [ndcg_score([r.astype(int)], [s], k=k, ignore_ties=True) for s, r in zip(scores, relevant, strict=True)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_ndcg_by_hand():
+    # positives at ranks 1 and 4 of two: (1 + 1/log2(5)) / (1 + 1/log2(3)); the third is below k
+    expected = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3) + 1 / math.log2(4))
+    assert ndcg_at_k(np.array([1, 4, 6]), 5) == pytest.approx(expected)
+    assert ndcg_at_k(np.array([6]), 5) == 0
+
+
+def test_a_positive_tied_with_a_negative_stands_below_it():
+    scores, relevant = np.array([0.5, 0.5, 0.5, 0.7]), np.array([True, False, True, False])
+    assert positive_ranks(scores, relevant).tolist() == [3, 4]
+    # what sorting alone would give: the positive that happens to come first is at rank 2
+    optimistic = np.flatnonzero(relevant[np.argsort(-scores, kind="stable")]) + 1
+    assert optimistic.tolist() == [2, 4]
+
+
+def test_ties_among_positives_alone_cost_nothing():
+    assert positive_ranks(np.array([0.5, 0.5, 0.1]), np.array([True, True, False])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_spearman_agrees_with_scipy_with_and_without_ties(levels):
+    rng = np.random.default_rng(levels)
+    a, b = rng.integers(levels, size=(2, 6, 50))
+    theirs = [scipy.stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(spearman(a, b), theirs, atol=1e-12)
+
+
+def test_spearman_of_a_constant_is_zero_not_nan():
+    assert spearman(np.ones(5), np.arange(5)) == 0
+
+
+@pytest.mark.parametrize("metric", ["hit@1", "hit@3", "ndcg@5", "ndcg@10", "mrr@3", "mrr@10"])
+@pytest.mark.parametrize(("n_candidates", "n_positives"), [(4, 1), (7, 3), (30, 2), (5, 5)])
+def test_chance_level_agrees_with_a_simulation(metric, n_candidates, n_positives):
+    function, k = evaluate._parse_metric(metric)
+    rng = np.random.default_rng(0)
+    relevant = np.arange(n_candidates) < n_positives
+    values = [function(positive_ranks(rng.permutation(n_candidates), relevant), k) for _ in range(4000)]
+    expected = chance_level(metric, n_candidates, n_positives)
+    assert np.mean(values) == pytest.approx(expected, abs=4.5 * np.std(values) / math.sqrt(4000) + 1e-12)
+
+
+def test_chance_of_hit_at_1_is_the_share_of_positives():
+    assert chance_level("hit@1", 40, 3) == pytest.approx(3 / 40)
+    assert chance_level("hit@50", 40, 3) == pytest.approx(1)
+    assert chance_level("spearman", 1, 1) == 0
+
+
+def test_chance_refuses_more_positives_than_candidates():
+    with pytest.raises(ValueError, match="5 positives of 4 candidates"):
+        chance_level("hit@1", 4, 5)
+
+
+@pytest.mark.parametrize("metric", ["map", "hit", "hit@0", "ndcg@x"])
+def test_unknown_metrics_are_named(metric):
+    with pytest.raises(ValueError, match=f"unknown metric '{metric}'"):
+        chance_level(metric, 4, 1)
+
+
+# bootstrap
+
+
+def test_the_interval_agrees_with_scipy():
+    values = np.random.default_rng(0).random(80) ** 2
+    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile", rng=1)
+    low, high = bootstrap_interval(values, n_resamples=20000)
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.003)
+
+
+def test_spearman_is_bootstrapped_over_pairs():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=60).round(1)
+    pairs = np.stack([a, a + rng.normal(size=60)], axis=1)
+    draws = np.random.default_rng(7).integers(0, 60, size=(100, 60))
+    loop = [scipy.stats.spearmanr(pairs[rows, 0], pairs[rows, 1]).statistic for rows in draws]
+    np.testing.assert_allclose(bootstrap_scores(pairs, 100, seed=7), loop, atol=1e-12)
+    assert bootstrap_interval(pairs)[0] > 0.3  # drawing the two sides apart would centre it at zero
+
+
+def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        low, high = bootstrap_interval((rng.random(80) < 0.4).astype(float), n_resamples=500, seed=trial)
+        covered += low <= 0.4 <= high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+def test_a_wider_confidence_is_a_wider_interval():
+    values = np.random.default_rng(0).random(50)
+    (a, b), (c, d) = (bootstrap_interval(values, confidence=q) for q in (0.9, 0.99))
+    assert c < a < b < d
+
+
+def test_resampling_in_blocks_equals_one_block():
+    values = np.random.default_rng(0).random(2**20 + 1)  # two resamples do not fit a block
+    rng = np.random.default_rng(5)
+    loop = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(3)]
+    np.testing.assert_allclose(bootstrap_scores(values, n_resamples=3, seed=5), loop)
+
+
+def test_a_paired_interval_is_that_of_the_differences():
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(size=200)
+    a, b = difficulty + 0.1 + 0.05 * rng.normal(size=200), difficulty + 0.05 * rng.normal(size=200)
+    result = paired_bootstrap(a, b)
+    assert result.difference == pytest.approx(np.mean(a - b))
+    assert result[1:] == pytest.approx(bootstrap_interval(a - b))
+    assert result.significant
+    unpaired = bootstrap_scores(a, seed=1) - bootstrap_scores(b, seed=2)
+    assert np.quantile(unpaired, 0.025) < 0 < result.low  # the pairs are what makes it visible
+
+
+def test_a_model_does_not_differ_from_itself():
+    values = np.random.default_rng(0).random(30)
+    result = paired_bootstrap(values, values)
+    assert tuple(result) == (0, 0, 0) and not result.significant
+
+
+def test_paired_values_must_be_of_the_same_queries():
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
+        paired_bootstrap(np.ones(3), np.ones(4))
+
+
+def test_no_values_are_refused():
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_interval(np.array([]))
+
+
+# scoring
+
+
+def slow_values(queries, corpus, quadruple, metric):
+    """One query, one document at a time; the ranking is a list, negatives first among ties."""
+    name, k = metric.split("@")
+    values = []
+    for i, labels in enumerate(quadruple.relevance):
+        candidates = range(len(corpus)) if labels.candidates is None else labels.candidates
+        keys = []
+        for d in candidates:
+            x, y = queries[i].astype(float), corpus[d].astype(float)
+            cosine = sum(x * y) / math.sqrt(sum(x * x)) / math.sqrt(sum(y * y))
+            keys.append((-round(cosine, 6), d in labels.positives))
+        hits = [r for r, (_, is_positive) in enumerate(sorted(keys), start=1) if is_positive and r <= int(k)]
+        ideal = sum(1 / math.log2(1 + r) for r in range(1, min(len(labels.positives), int(k)) + 1))
+        values.append(
+            {"hit": float(bool(hits)), "mrr": 1 / hits[0] if hits else 0}.get(
+                name, sum(1 / math.log2(1 + r) for r in hits) / ideal
+            )
+        )
+    return values
+
+
+@pytest.mark.parametrize("metric", ["hit@1", "hit@3", "ndcg@5", "mrr@10"])
+@pytest.mark.parametrize("own", [False, True])
+def test_scores_equal_a_slow_loop(metric, own):
+    queries, corpus, quadruple = random_case(own=own)
+    result = score_quadruple(3 * queries, corpus, quadruple, metric=metric)  # lengths do not matter
+    np.testing.assert_allclose(result.values, slow_values(queries, corpus, quadruple, metric), atol=1e-12)
+    assert result.score == pytest.approx(np.mean(result.values))
+    assert result.n_queries == 30
+    sizes = [len(r.candidates or range(40)) for r in quadruple.relevance]
+    assert result.n_candidates == pytest.approx(np.mean(sizes))
+    if metric == "hit@1":
+        shares = [len(r.positives) / n for r, n in zip(quadruple.relevance, sizes, strict=True)]
+        assert result.chance == pytest.approx(np.mean(shares))
+    assert result.ci[0] <= result.score <= result.ci[1]
+
+
+@pytest.mark.parametrize("memory_mb", [1e-6, 0.004, 0.01, 1])
+def test_the_memory_bound_does_not_change_a_score(memory_mb):
+    queries, corpus, quadruple = random_case(n_queries=37, n_docs=101, own=True, seed=3)
+    corpus[50:60] = corpus[:10]  # exact ties across blocks
+    whole = score_quadruple(queries, corpus, quadruple, metric="ndcg@10")
+    parts = score_quadruple(queries, corpus, quadruple, metric="ndcg@10", memory_mb=memory_mb)
+    assert whole.values.tolist() == parts.values.tolist()
+
+
+def test_memory_stays_within_its_bound():
+    rng = np.random.default_rng(0)
+    queries, corpus = unit(rng, 200, 64), unit(rng, 20000, 64)  # all scores at once: 32 MB
+    quadruple = quadruple_of([Relevance((i,)) for i in range(200)], 20000)
+    tracemalloc.start()
+    score_quadruple(queries, corpus, quadruple, memory_mb=4)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert 1 < peak < 6  # beside the bound: a few rows of masks
+
+
+def test_own_candidates_are_ranked_alone():
+    corpus = np.eye(3, dtype=np.float32)
+    queries = np.array([[1.0, 0.5, 0.1]], dtype=np.float32)  # document 0 is nearest, then 1, then 2
+    open_ = quadruple_of([Relevance((1,))], 3)
+    closed = quadruple_of([Relevance((1,), candidates=(1, 2))], 3)
+    assert score_quadruple(queries, corpus, open_).score == 0
+    assert score_quadruple(queries, corpus, closed).score == 1
+    assert score_quadruple(queries, corpus, closed).n_candidates == 2
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+@pytest.mark.parametrize("task", ["image_ret", "visdoc", "sts"])
+def test_a_collapsed_model_gets_no_credit(task, noise):
+    rng = np.random.default_rng(0)
+    relevance = [Relevance((i,), scores=(float(i),) if task == "sts" else None) for i in range(20)]
+    same = unit(rng, 1, 16)
+    queries, corpus = (same + noise * rng.normal(size=(20, 16)).astype(np.float32) for _ in range(2))
+    result = score_quadruple(queries, corpus, quadruple_of(relevance, 20, task))
+    assert result.score == 0 and not result.above_chance
+
+
+def test_sts_is_the_rank_correlation_of_cosines_and_labels():
+    rng = np.random.default_rng(0)
+    queries, corpus = unit(rng, 25, 8), unit(rng, 30, 8)
+    documents, labels = rng.permutation(30)[:25], rng.integers(0, 6, 25)
+    relevance = [Relevance((int(d),), scores=(float(s),)) for d, s in zip(documents, labels, strict=True)]
+    result = score_quadruple(queries, corpus, quadruple_of(relevance, 30, "sts"))
+    cosines = [float(queries[i] @ corpus[d]) for i, d in enumerate(documents)]
+    assert result.metric == "spearman" and result.n_queries == 25 and result.chance == 0
+    assert result.score == pytest.approx(scipy.stats.spearmanr(cosines, labels).statistic, abs=1e-9)
+
+
+def test_sts_labels_must_be_there_and_differ():
+    vectors = unit(np.random.default_rng(0), 2, 4)
+    with pytest.raises(ValueError, match="set, query 1: spearman needs one positive with one score"):
+        score_quadruple(vectors, vectors, quadruple_of([Relevance((0,), scores=(1.0,)), Relevance((1,))], 2, "sts"))
+    with pytest.raises(ValueError, match="all labels are 1.0"):
+        score_quadruple(vectors, vectors, quadruple_of([Relevance((i,), scores=(1.0,)) for i in (0, 1)], 2, "sts"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, c, s: (q[:-1], c, s), r"query vectors of shape \(29, 8\), expected \(30, D\)"),
+        (lambda q, c, s: (q, c[:, :4], s), "queries have 8 dimensions, documents 4"),
+        (lambda q, c, s: (q, c * np.nan, s), "document vectors hold nan or inf"),
+        (lambda q, c, s: (q, c.astype(np.uint8), s), "packed bits"),
+        (lambda q, c, s: (q, c, replace(s, task="audio")), "task 'audio' is no column"),
+        (
+            lambda q, c, s: (q, c, replace(s, relevance=[Relevance((1,), candidates=(2, 3))] * 30)),
+            "query 0: 0 of its 1 positives are among its 2 candidates",
+        ),
+        (lambda q, c, s: (q, c, replace(s, relevance=[Relevance(())] * 30)), "query 0: 0 of its 0 positives"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=f"set.*{message}"):
+        score_quadruple(*change(*random_case()))
+
+
+# whole models
+
+
+def benchmark():
+    """Two data sets of one column over a shared corpus, and one of another column."""
+    corpus = [{"text": f"document {i}"} for i in range(20)]
+    first, second = (
+        random_case(seed=s, n_queries=n, n_docs=20, name=name)[2] for s, n, name in ((1, 12, "one"), (2, 30, "two"))
+    )
+    pages = random_case(seed=3, n_queries=10, n_docs=15, task="visdoc", name="pages")[2]
+    return [pages, replace(first, corpus=corpus), replace(second, corpus=corpus)]
+
+
+def test_a_column_is_the_mean_of_its_data_sets():
+    results = evaluate_embedder(TableEmbedder(), benchmark())
+    assert list(results) == ["image_ret", "visdoc"]  # the order of COLUMNS
+    column = results["image_ret"]
+    assert [d.name for d in column.datasets] == ["one", "two"]
+    assert column.score == pytest.approx((column.datasets[0].values.mean() + column.datasets[1].values.mean()) / 2)
+    assert column.score != pytest.approx(np.concatenate([d.values for d in column.datasets]).mean())
+    assert (column.n_queries, column.n_candidates, column.metric) == (42, 20, "hit@1")
+    assert mean_score(results) == pytest.approx((column.score + results["visdoc"].score) / 2)
+
+
+def test_a_columns_interval_resamples_within_each_data_set():
+    column = evaluate_embedder(TableEmbedder(), benchmark())["image_ret"]
+    one, two = (scipy.stats.sem(d.values, ddof=0) for d in column.datasets)
+    assert np.std(column.resample(4000)) == pytest.approx(math.hypot(one, two) / 2, rel=0.1)
+    assert ColumnResult("image_ret", column.datasets[:1]).ci == column.datasets[0].ci
+
+
+def test_a_shared_corpus_is_encoded_once_and_instructions_go_to_queries_alone():
+    embedder, quadruples = TableEmbedder(), benchmark()
+    evaluate_embedder(embedder, quadruples, batch_size=7, dim=8)
+    of_queries = [(items, instruction) for items, instruction, _, _ in embedder.calls if instruction is not None]
+    of_documents = [items for items, instruction, _, _ in embedder.calls if instruction is None]
+    assert of_documents == [quadruples[0].corpus, quadruples[1].corpus]
+    assert of_queries == [(q.queries, q.instruction) for q in quadruples]
+    assert all((batch_size, options) == (7, {"dim": 8}) for _, _, batch_size, options in embedder.calls)
+
+
+def test_an_unknown_task_fails_before_anything_is_encoded():
+    embedder = TableEmbedder()
+    with pytest.raises(ValueError, match="task 'audio' is no column; use one of"):
+        evaluate_embedder(embedder, [*benchmark(), replace(benchmark()[0], task="audio")])
+    assert embedder.calls == []
+
+
+def test_progress_counts_every_item_once(capsys):
+    list(encoded(TableEmbedder(), benchmark(), progress=True))
+    assert "87/87" in capsys.readouterr().err  # 52 queries, 20 + 15 documents
+
+
+def test_a_column_takes_one_task_and_metric_and_different_names():
+    def result(name, column="image_ret", metric="hit@1"):
+        return DatasetResult(name, column, metric, np.ones(3), 4, 0.25)
+
+    with pytest.raises(ValueError, match="own task and one metric"):
+        ColumnResult("image_ret", (result("a"), result("b", metric="hit@2")))
+    with pytest.raises(ValueError, match="own task and one metric"):
+        ColumnResult("visdoc", (result("a"),))
+    with pytest.raises(ValueError, match="two data sets have one name"):
+        ColumnResult("image_ret", (result("a"), result("a")))
+
+
+# the reranker
+
+
+def test_the_reranker_orders_the_top_and_leaves_the_rest():
+    corpus = np.eye(5, dtype=np.float32)
+    queries = np.array([[5, 4, 3, 2, 1]], dtype=np.float32)  # the embedding's order is 0, 1, 2, 3, 4
+    margins = {"set document 0": -1, "set document 1": 0, "set document 2": 1, "set document 3": 9, "set document 4": 8}
+    reranker = TableReranker(lambda q, d: margins[d])
+
+    def rank_of(positive, top_k):
+        quadruple = quadruple_of([Relevance((positive,))], 5)
+        return 1 / rerank_quadruple(reranker, quadruple, queries, corpus, top_k=top_k, metric="mrr@5").score
+
+    assert [rank_of(d, 3) for d in range(5)] == [3, 2, 1, 4, 5]
+    assert [rank_of(d, 100) for d in range(5)] == [5, 4, 3, 1, 2]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("top_k", [1, 4, 100])
+def test_reranking_equals_a_slow_loop(top_k, own):
+    queries, corpus, quadruple = random_case(own=own, seed=5)
+    reranker = TableReranker(lambda q, d: np.random.default_rng([*q.encode(), *d.encode()]).integers(0, 6))  # ties
+    result = rerank_quadruple(reranker, quadruple, queries, corpus, top_k=top_k, metric="mrr@100", pairs_per_call=50)
+    for i, labels in enumerate(quadruple.relevance):
+        candidates = list(range(40)) if labels.candidates is None else sorted(labels.candidates)
+        order = sorted(candidates, key=lambda d: -round(float(queries[i].astype(float) @ corpus[d]), 6))
+        top, rest = order[:top_k], order[top_k:]
+        margin = {d: reranker.margin(quadruple.queries[i]["text"], quadruple.corpus[d]["text"]) for d in top}
+        final = sorted(top, key=lambda d: (-margin[d], d in labels.positives)) + rest
+        first = next(r for r, d in enumerate(final, start=1) if d in labels.positives)
+        assert result.values[i] == pytest.approx(1 / first)
+    assert {instruction for _, instruction in reranker.calls} == {quadruple.instruction}
+    sizes = [n for n, _ in reranker.calls]
+    assert sum(sizes) == sum(min(top_k, len(r.candidates or range(40))) for r in quadruple.relevance)
+    assert all(n == 50 for n in sizes[:-1])
+
+
+def test_margins_beyond_the_sigmoids_reach_still_order():
+    corpus, queries = np.eye(2, dtype=np.float32), np.array([[2, 1]], dtype=np.float32)
+    reranker = TableReranker(lambda q, d: 40 if d.endswith("1") else 30)
+    assert 1 / (1 + np.exp(np.float32(-30))) == np.float32(1)  # as scores they would tie
+    assert rerank_quadruple(reranker, quadruple_of([Relevance((1,))], 2), queries, corpus).score == 1
+
+
+def test_a_collapsed_reranker_gets_no_credit():
+    queries, corpus, quadruple = random_case(n_queries=200)
+    noise = np.random.default_rng(0)
+    reranker = TableReranker(lambda q, d: 3 + 1e-6 * noise.normal())
+    assert score_quadruple(queries, corpus, quadruple).score > 0  # noise would earn chance, one in twenty
+    assert rerank_quadruple(reranker, quadruple, queries, corpus).score == 0
+
+
+def test_of_tied_documents_the_negatives_reach_the_reranker_first():
+    corpus, queries = np.ones((4, 2), dtype=np.float32), np.ones((1, 2), dtype=np.float32)
+    perfect = TableReranker(lambda q, d: float(d.endswith("0")))
+    quadruple = quadruple_of([Relevance((0,))], 4)
+    assert rerank_quadruple(perfect, quadruple, queries, corpus, top_k=3).score == 0
+    assert rerank_quadruple(perfect, quadruple, queries, corpus, top_k=4).score == 1
+
+
+def test_sts_takes_the_rerankers_margin():
+    vectors = unit(np.random.default_rng(0), 6, 4)
+    relevance = [Relevance((i,), scores=(float(i),)) for i in range(6)]
+    reranker = TableReranker(lambda q, d: -float(d[-1]))
+    assert rerank_quadruple(reranker, quadruple_of(relevance, 6, "sts"), vectors, vectors).score == pytest.approx(-1)
+
+
+def test_a_reranker_that_gives_nan_is_named():
+    queries, corpus, quadruple = random_case()
+    with pytest.raises(ValueError, match="set: the reranker gave nan"):
+        rerank_quadruple(TableReranker(lambda q, d: np.nan), quadruple, queries, corpus)
+    with pytest.raises(ValueError, match="top_k is 0"):
+        rerank_quadruple(TableReranker(lambda q, d: 0), quadruple, queries, corpus, top_k=0)
+
+
+def test_a_reranker_that_agrees_with_the_embedder_changes_nothing():
+    embedder = TableEmbedder()
+
+    def cosine(q, d):
+        x, y = embedder.encode([{"text": q}, {"text": d}])
+        return x @ y / np.linalg.norm(x) / np.linalg.norm(y) * 100
+
+    alone = evaluate_embedder(embedder, benchmark())
+    both = evaluate_reranker(TableReranker(cosine), embedder, benchmark(), top_k=5)
+    assert alone["image_ret"].score > 0
+    assert {c: r.score for c, r in both.items()} == {c: r.score for c, r in alone.items()}
+
+
+# comparison, tables, files, figure
+
+
+def models():
+    return {
+        "s0": evaluate_embedder(TableEmbedder(0), benchmark()),
+        "s1": evaluate_embedder(TableEmbedder(1), benchmark()),
+    }
+
+
+def test_compare_pairs_queries_in_every_column_and_in_the_mean():
+    m = models()
+    differences = compare(m["s1"], m["s0"])
+    assert list(differences) == ["image_ret", "visdoc", "mean"]
+    one = paired_bootstrap(
+        m["s1"]["visdoc"].datasets[0].values,
+        m["s0"]["visdoc"].datasets[0].values,
+        seed=[0, evaluate.zlib.crc32(b"pages")],
+    )
+    assert differences["visdoc"] == pytest.approx(one)
+    assert differences["mean"].difference == pytest.approx(mean_score(m["s1"]) - mean_score(m["s0"]))
+    assert differences["mean"].low < differences["mean"].difference < differences["mean"].high
+
+
+def test_compare_refuses_other_data_sets():
+    m = models()
+    other = ColumnResult("image_ret", m["s1"]["image_ret"].datasets[:1])
+    with pytest.raises(ValueError, match="image_ret: a was scored on"):
+        compare(m["s0"], {"image_ret": other})
+    with pytest.raises(ValueError, match="no column in common"):
+        compare({"image_ret": other}, {"visdoc": m["s1"]["visdoc"]})
+
+
+def fixed(column, score, name=None):
+    """A column result with the given hit@1 over 10 queries of 4 candidates."""
+    values = (np.arange(10) < round(10 * score)).astype(float)
+    return ColumnResult(column, (DatasetResult(name or column, column, COLUMNS[column], values, 4, 0.25),))
+
+
+def test_the_table_by_hand():
+    table = stage_table(
+        {"s0": {c: fixed(c, 0.5) for c in ("image_cls", "visdoc")}, "s1": {"image_cls": fixed("image_cls", 0.8)}}
+    )
+    assert table.splitlines() == [
+        "| model | image_cls | visdoc | mean |",
+        "| --- | ---: | ---: | ---: |",
+        "| s0 | 50.0 | 50.0 | 50.0 |",
+        "| s1 | 80.0 | – | – |",  # a mean over other columns would not be comparable
+        "| chance | 25.0 | 25.0 | 25.0 |",
+        "| candidates | 4 | 4 |  |",
+        "| metric | hit@1 | ndcg@5 |  |",
+    ]
+    low, high = fixed("image_cls", 0.8).ci
+    with_intervals = stage_table({"s1": {"image_cls": fixed("image_cls", 0.8)}}, intervals=True)
+    assert f"| s1 | 80.0 [{100 * low:.1f}, {100 * high:.1f}] | 80.0 |" in with_intervals
+
+
+def test_tables_refuse_unknown_columns_and_no_models():
+    with pytest.raises(ValueError, match="s0: columns"):
+        stage_table({"s0": {"audio": fixed("image_cls", 0.5)}})
+    with pytest.raises(ValueError, match="no models"):
+        stage_table({})
+
+
+META = dict.fromkeys(META_KEYS, 0)
+
+
+def test_results_have_the_schema_of_the_design(tmp_path):
+    path, m = tmp_path / "new" / "tiny.json", models()
+    write_results(path, META, m, {"s1": {"hit@1": 0.3, "hit@10": 0.6, "n": 900}})
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert set(content) == {"meta", "models", "unseen_styles"}
+    assert set(content["models"]) == {"s0", "s1"}
+    for model, record in content["models"].items():
+        assert set(record) == {"image_ret", "visdoc", "mean", "datasets"}
+        assert record["mean"] == {"score": pytest.approx(mean_score(m[model]))}
+        for column in ("image_ret", "visdoc"):
+            result = m[model][column]
+            assert record[column] == {
+                "score": result.score,
+                "metric": COLUMNS[column],
+                "n_queries": result.n_queries,
+                "n_candidates": result.n_candidates,
+                "chance": result.chance,
+                "ci": list(result.ci),
+            }
+    assert {name: d["column"] for name, d in content["models"]["s0"]["datasets"].items()} == {
+        "one": "image_ret",
+        "two": "image_ret",
+        "pages": "visdoc",
+    }
+    assert content["unseen_styles"] == {"s1": {"hit@1": 0.3, "hit@10": 0.6, "n": 900}}
+    assert stage_table(content["models"], intervals=True) == stage_table(m, intervals=True)
+    assert [p.name for p in path.parent.iterdir()] == ["tiny.json"]
+
+
+def test_incomplete_results_are_refused_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match=r"meta lacks \['git'\]"):
+        write_results(path, {k: 0 for k in META_KEYS if k != "git"}, models(), {})
+    with pytest.raises(ValueError, match="unseen_styles of s1"):
+        write_results(path, META, models(), {"s1": {"hit@1": 0.3}})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results(path, META | {"wall_s": float("nan")}, models(), {})
+    assert path.read_text() == "old"
+
+
+def test_the_chart_shows_every_column_and_names_every_model(tmp_path):
+    backend = matplotlib.get_backend()
+    m = {name: {c: fixed(c, s) for c in COLUMNS} for name, s in (("s0", 0.4), ("s1", 0.8))}
+    figure = plot_stage_table(m, tmp_path / "figures" / "stages.png")
+    assert matplotlib.get_backend() == backend
+    assert (tmp_path / "figures" / "stages.png").read_bytes().startswith(b"\x89PNG")
+    shown = [t.get_text() for axis in figure.axes for t in axis.texts]
+    assert sorted(t.rsplit(" ", 1)[0] for t in shown) == sorted([*COLUMNS, "mean", "mean", "mean"])
+    assert all(t.endswith(" 80") for t in shown)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["chance", "s0", "s1"]
+    for axis in figure.axes:
+        heights = sorted(t.xy[1] for t in axis.texts)
+        assert min(np.diff(heights)) >= 4.49  # labels of equal scores do not lie on each other
+
+
+def test_a_chart_of_a_part_has_only_its_panels():
+    figure = plot_stage_table({"s0": {"visdoc": fixed("visdoc", 0.5)}})
+    assert [axis.get_title() for axis in figure.axes] == ["Documents and text"]
+
+
+def test_every_column_has_a_panel():
+    assert sorted(c for columns in evaluate.PANELS.values() for c in columns) == sorted(COLUMNS)
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    outcome = doctest.testmod(evaluate)
+    assert outcome.attempted >= 4 and outcome.failed == 0

@@ -1,0 +1,230 @@
+"""forward.py: inputs, kept visual features and the forward, against plain transformers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen3VLForConditionalGeneration
+
+from q3vl_mini import forward
+from q3vl_mini.backbone import add_lora, load
+from q3vl_mini.embedder import Embedder
+from q3vl_mini.forward import VisualStore, forward_hidden, last_attended, pad, visual_outputs
+from q3vl_mini.media import MediaBudget, Visual
+from q3vl_mini.records import Clip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    seed: int
+    width: int = 64
+    height: int = 64
+
+    def render(self):
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True)
+class Film:
+    seed: int
+    frames: int = 4
+
+    def render(self):
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.frames, 64, 64, 3), dtype=np.uint8)
+        return Clip(pixels, fps=1.0)
+
+
+BATCHES = {
+    "texts": ["a red cat", "12 apples are green", ""],
+    "images": [{"image": Drawing(0)}, {"image": Drawing(1, 96, 128)}, {"image": Drawing(2, 70, 90)}],
+    "videos": [{"video": Film(0)}, {"video": Film(1, 6)}],
+    "mixes": [
+        "a red cat",
+        {"image": [Drawing(0), Drawing(1, 96)], "text": "two"},
+        {"video": Film(0), "image": Drawing(3), "text": "a film"},
+        {"video": [Film(1), Film(2, 3)]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def plain(small_checkpoint):
+    """The checkpoint in plain transformers: its own vision tower, its own attention."""
+    return Qwen3VLForConditionalGeneration.from_pretrained(small_checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def embedder(small_checkpoint):
+    return Embedder(small_checkpoint, template="report")
+
+
+def plain_hidden(plain, inputs):
+    """last_hidden_state of transformers' own forward with pixel values."""
+    names = {"image": "pixel_values", "video": "pixel_values_videos"}
+    pixels = {
+        name: torch.cat([v.pixel_values for v in inputs["visuals"] if v.kind == kind])
+        for kind, name in names.items()
+        if any(v.kind == kind for v in inputs["visuals"])
+    }
+    tensors = {name: x for name, x in inputs.items() if name != "visuals"}
+    with torch.no_grad():
+        return plain.model(**tensors, **pixels).last_hidden_state
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_forward_equals_plain_transformers(embedder, plain, batch, side):
+    embedder.padding_side = side
+    inputs = embedder.collate(BATCHES[batch])
+    with torch.no_grad():
+        ours = forward_hidden(embedder.model, inputs, visual_outputs(embedder.model, inputs["visuals"]))
+    theirs = plain_hidden(plain, inputs)
+    attended = inputs["attention_mask"].bool()
+    assert (ours - theirs)[attended].abs().max() < 1e-5
+    assert theirs[attended].std() > 0.3  # the tolerance is small against the values
+
+
+def test_a_pictures_features_matter_to_the_forward(embedder):
+    inputs = embedder.collate(BATCHES["images"])
+    outputs = visual_outputs(embedder.model, inputs["visuals"])
+    right = forward_hidden(embedder.model, inputs, outputs)
+    layers = outputs["image"].deepstack_features
+    outputs["image"].deepstack_features = [[x.roll(1, 0) for x in layer] for layer in layers]
+    assert (forward_hidden(embedder.model, inputs, outputs) - right).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("batch", ["images", "videos", "mixes"])
+def test_stored_features_give_the_same_forward(embedder, batch):
+    fresh = embedder(embedder.collate(BATCHES[batch]))
+    embedder.store = VisualStore()
+    first, inputs = embedder(embedder.collate(BATCHES[batch])), embedder.collate(BATCHES[batch])
+    assert all(visual.pixel_values is None for visual in inputs["visuals"])  # nothing was rendered
+    assert len(embedder.store) == len({v.key for v in inputs["visuals"]})
+    assert torch.allclose(first, fresh, atol=1e-6) and torch.allclose(embedder(inputs), fresh, atol=1e-6)
+
+
+def test_the_tower_sees_each_visual_once(embedder, monkeypatch):
+    seen = []
+    tower_features = forward._tower_features
+    monkeypatch.setattr(forward, "_tower_features", lambda t, v, f: seen.append(len(v)) or tower_features(t, v, f))
+    embedder.store = VisualStore()
+    items = [{"image": Drawing(i % 3)} for i in range(9)] + [{"image": Drawing(0).render()} for _ in range(2)]
+    embedder.encode(items, batch_size=5)
+    assert sum(seen) == 4  # three drawings; two pictures with the same pixels
+    embedder.encode(items, batch_size=2)
+    assert sum(seen) == 4
+
+
+def test_large_batches_go_through_the_tower_in_pieces(embedder, monkeypatch):
+    whole = embedder(embedder.collate(BATCHES["mixes"]))
+    monkeypatch.setattr(forward, "PATCHES_AT_ONCE", 20)
+    assert torch.allclose(embedder(embedder.collate(BATCHES["mixes"])), whole, atol=1e-6)
+
+
+def test_a_full_store_stops_storing_and_stays_right(embedder):
+    fresh = embedder(embedder.collate(BATCHES["images"]))
+    size = 2 * 4 * 64 * 4  # tokens and one DeepStack layer, 4 visual tokens, 64 dimensions, float32
+    embedder.store = VisualStore(max_bytes=size)
+    for _ in range(2):
+        assert torch.allclose(embedder(embedder.collate(BATCHES["images"])), fresh, atol=1e-6)
+        assert (len(embedder.store), embedder.store.nbytes) == (1, size)
+
+
+def test_a_store_of_half_precision_takes_half_the_room(embedder):
+    fresh = embedder(embedder.collate(BATCHES["images"]))
+    whole, half = VisualStore(), VisualStore(dtype=torch.float16)
+    for embedder.store in (whole, half):
+        first = embedder(embedder.collate(BATCHES["images"]))
+        assert torch.equal(embedder(embedder.collate(BATCHES["images"])), first)  # the first time as the second
+        assert torch.allclose(first, fresh, atol=1e-2)
+    assert half.nbytes == whole.nbytes / 2
+
+
+def test_features_of_encode_serve_training_later(embedder):
+    embedder.store = VisualStore()
+    embedder.encode(BATCHES["mixes"])  # in inference mode
+    add_lora(embedder.model)
+    embedder(embedder.collate(BATCHES["mixes"])).sum().backward()
+    assert any(p.grad is not None for p in embedder.model.parameters())
+
+
+def test_gradients_reach_every_lora_module_and_no_vision_weight(small_checkpoint):
+    backbone = load(small_checkpoint)
+    backbone.model = add_lora(backbone.model)
+    embedder = Embedder.from_backbone(backbone, store=VisualStore())
+    target = torch.randn(4, 64)
+    (embedder(embedder.collate(BATCHES["mixes"])) * target).sum().backward()
+    gradients = {name: p.grad for name, p in embedder.model.named_parameters() if p.requires_grad}
+    assert len(gradients) == 2 * 6 * 2
+    for name, gradient in gradients.items():
+        if "lora_B" in name:
+            assert gradient.abs().max() > 0, name
+    assert all(p.grad is None for p in embedder.model.get_base_model().model.visual.parameters())
+
+
+def test_a_tower_in_training_gets_gradients_and_fills_no_store(embedder):
+    embedder.store = VisualStore()
+    embedder.model.model.visual.requires_grad_(True)
+    embedder(embedder.collate(BATCHES["images"])).sum().backward()
+    assert embedder.model.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
+    assert len(embedder.store) == 0
+
+
+def test_a_batch_of_another_store_is_refused(embedder):
+    embedder.store = VisualStore()
+    embedder.encode(BATCHES["images"])
+    inputs = embedder.collate(BATCHES["images"])
+    embedder.store = VisualStore()
+    with pytest.raises(ValueError, match="run the forward with the store"):
+        embedder(inputs)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_last_attended_state_on_either_side(side):
+    hidden, lengths = torch.randn(4, 6, 3), [1, 6, 3, 5]
+    mask = torch.zeros(4, 6, dtype=torch.long)
+    for row, n in zip(mask, lengths, strict=True):
+        row[6 - n :] = 1 if side == "left" else row[6 - n :]
+        row[:n] = row[:n] if side == "left" else 1
+    expected = [hidden[i, 5] if side == "left" else hidden[i, n - 1] for i, n in enumerate(lengths)]
+    assert torch.equal(last_attended(hidden, mask), torch.stack(expected))
+    if side == "right":
+        assert not torch.equal(last_attended(hidden, mask), hidden[:, -1])  # the naive choice pools padding
+
+
+def test_padding_marks_kinds_and_keeps_the_order_of_grids(processor):
+    image, video = processor.image_token_id, processor.video_token_id
+    visuals = [Visual("video", (2, 4, 4), (0.5, 2.5), "a"), Visual("image", (1, 4, 6), None, "b")]
+    pad_id = processor.tokenizer.pad_token_id
+    inputs = pad([[7, video, image], [pad_id]], visuals, processor, "left")
+    assert inputs["input_ids"].tolist() == [[7, video, image], [pad_id] * 3]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]  # a PAD that is the embedding's is attended
+    assert inputs["mm_token_type_ids"].tolist() == [[0, 2, 1], [0, 0, 0]]
+    assert inputs["image_grid_thw"].tolist() == [[1, 4, 6]] and inputs["video_grid_thw"].tolist() == [[2, 4, 4]]
+    assert set(pad([[7]], [], processor, "left")) == {"input_ids", "attention_mask", "mm_token_type_ids", "visuals"}
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        (7, "item 1: an item is a string or a dict, got int"),
+        ({"picture": 1}, r"item 1: unknown keys \['picture'\]"),
+        ({"text": 7}, "item 1: text is a string or a list of strings, got int"),
+        ({"image": [Drawing(0), "gone.png"]}, "item 1, image 1: there is no file 'gone.png'"),
+        ({"video": "gone.mp4"}, "item 1, video 0: there is no file 'gone.mp4'"),
+    ],
+)
+def test_a_wrong_item_is_named_with_the_remedy(embedder, item, message):
+    with pytest.raises(ValueError, match=message):
+        embedder.collate(["right", item])
+
+
+def test_many_pictures_in_one_item_are_made_to_fit(embedder):
+    embedder.max_length, embedder.budget = 600, MediaBudget(image_max_tokens=200)
+    alone = embedder.collate([{"image": Drawing(0, 400, 400)}])
+    many = embedder.collate([{"image": [Drawing(i, 400, 400) for i in range(6)]}])
+    assert alone["visuals"][0].n_tokens == 144 and len(many["visuals"]) == 6
+    assert many["input_ids"].shape[1] <= 600 and sum(v.n_tokens for v in many["visuals"]) > 200
