@@ -53,6 +53,7 @@ RERANKER_TEMPLATES = {
         ending="<|im_start|>assistant\n",
     ),
 }
+CHAT = Template(system="", user="<|im_start|>user\n{instance}<|im_end|>\n", ending="<|im_start|>assistant\n")
 # What is cut first, and next, where a prompt is too long. Nothing else is ever cut.
 CUT_ORDER = ("document", "query", "instance")
 
@@ -97,6 +98,11 @@ def reranker_prompt(
         "document": _content_parts(document, "document"),
     }
     return _fill(choose(RERANKER_TEMPLATES, template), slots)
+
+
+def chat_prompt(content: Content) -> list[Part]:
+    """A plain user turn and the opened answer, as an instruct model is asked. Taught in notebooks/01."""
+    return _fill(CHAT, {"instance": _content_parts(content, "instance")})
 
 
 def prompt_text(parts: Sequence[Part]) -> str:

@@ -41,7 +41,7 @@ CHAT_TEMPLATE = """\
 {%- if part.type == 'image' or 'image' in part -%}
 <|vision_start|><|image_pad|><|vision_end|>
 {%- elif part.type == 'video' or 'video' in part -%}
-<|vision_start|><|video_pad|><|vision_end|>
+<|video_pad|>
 {%- elif 'text' in part -%}
 {{ part.text }}
 {%- endif -%}

@@ -1,0 +1,139 @@
+"""Questions and answers for an instruct model, made of the training split: what Q3VL-tiny is pre-trained on.
+
+Captions, questions, categories, clips, pages, words in many languages, and yes/no questions. No contrastive
+pairs: retrieval is what stage 1 teaches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..records import Instance
+from . import sprites, words
+from .scenes import Page
+from .tasks import World, build
+from .words import pick
+
+CAPTION_REQUESTS = ("Describe the picture.", "What does the picture show?", "Caption this.", "What is this?")
+CLIP_REQUESTS = ("Describe the clip.", "What happens in the clip?", "What happens here?")
+LANGUAGE_NAMES = {
+    "de": "German", "fr": "French", "es": "Spanish", "pt": "Portuguese", "nl": "Dutch", "sv": "Swedish",
+    "pl": "Polish", "ru": "Russian", "uk": "Ukrainian", "tr": "Turkish", "ar": "Arabic", "hi": "Hindi",
+    "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "id": "Indonesian", "vi": "Vietnamese",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question (an instance of any kind) and its answer; `kind` for the log."""
+
+    kind: str
+    question: Instance
+    answer: str
+
+
+def _with_text(instance: Instance, text: str) -> Instance:
+    return {**instance, "text": text}
+
+
+def _name_single(w: World) -> Turn:
+    scene = w.single(tinted=0.25)
+    thing = scene.objects[0]
+    if w.rng.random() < 0.15 and not thing.tint:
+        code = pick(w.rng, tuple(LANGUAGE_NAMES))
+        if foreign := sprites.name_in(code, thing.key):
+            return Turn("name", {"image": scene, "text": f"What is this in {LANGUAGE_NAMES[code]}?"}, foreign)
+    return Turn("name", {"image": scene, "text": pick(w.rng, CAPTION_REQUESTS)}, words.describe(thing))
+
+
+def _caption(w: World) -> Turn:
+    scene = w.scene(int(w.rng.integers(2, 5)), same=w.rng.random() < 0.25, tinted=0.2)
+    things = scene.objects
+    if len({(t.key, t.tint) for t in things}) == 1:
+        answer = f"{words.NUMBERS[len(things)]} times {words.describe(things[0])}"
+    else:
+        answer = ", ".join(f"{words.place_of(t)}: {words.describe(t)}" for t in things)
+    return Turn("caption", {"image": scene, "text": pick(w.rng, CAPTION_REQUESTS)}, answer)
+
+
+def _clip(w: World) -> Turn:
+    film = build_film(w)
+    answer = ", then ".join(f"{words.describe(t.thing)} {words.MOTION_WORDS[t.motion][0]}" for t in film.tracks)
+    return Turn("clip", {"video": film, "text": pick(w.rng, CLIP_REQUESTS)}, answer)
+
+
+def build_film(w: World):
+    n = 1 + int(w.rng.random() < 0.5)
+    keys = w.keys_together(n) if n > 1 else [w.key()]
+    motions = w.rng.permutation(list(words.MOTION_WORDS))[:n].tolist()
+    return w.film(list(zip(keys, motions, strict=True)))
+
+
+def _translate(w: World) -> Turn:
+    key, code = w.key(), pick(w.rng, [c for c in w.languages if c != "en"])
+    foreign = sprites.name_in(code, key)
+    if foreign is None:
+        return _translate(w)
+    if code in LANGUAGE_NAMES and w.rng.random() < 0.3:
+        return Turn("translate", {"text": f"{words.name(key)} in {LANGUAGE_NAMES[code]}?"}, foreign)
+    return Turn("translate", {"text": f"{foreign} in English?"}, words.name(key))
+
+
+def _page_title(w: World, page: Page) -> Turn:
+    if w.rng.random() < 0.5:
+        return Turn("page", {"image": page, "text": "What is the title of the page?"}, page.heading)
+    block = page.blocks[0]
+    answer = ", ".join(words.name(key) for _, key in block.icons)
+    return Turn("page", {"image": page, "text": f"What is in the {'chart' if block.kind == 'bars' else 'table'}?"}, answer)
+
+
+def _yes_no(w: World, turn: Turn, other: str) -> Turn:
+    """A caption turned into a question that is answered with yes or no."""
+    right = w.rng.random() < 0.5
+    claim = turn.answer if right else other
+    frames = ("Is this right: {}? Answer yes or no.", "{}: yes or no?", "Does it show this: {}? yes or no")
+    return Turn("yes_no", _with_text(turn.question, pick(w.rng, frames).format(claim)), "yes" if right else "no")
+
+
+def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
+    """About n turns of all kinds, shuffled; the same for the same arguments."""
+    w = World(split, "dialogues", seed)
+    turns: list[Turn] = []
+    turns += [_name_single(w) for _ in range(int(0.30 * n))]
+    turns += [_caption(w) for _ in range(int(0.10 * n))]
+    turns += [_clip(w) for _ in range(int(0.08 * n))]
+    turns += [_translate(w) for _ in range(int(0.08 * n))]
+    shown = turns[: int(0.48 * n)]
+    for i in w.rng.permutation(len(shown))[: int(0.1 * n)].tolist():
+        alternatives = [t for t in (turns[i - 1], turns[i - 2]) if t.kind == turns[i].kind and t.answer != turns[i].answer]
+        if alternatives:
+            turns.append(_yes_no(w, turns[i], alternatives[0].answer))
+    for name, share in (
+        ("image_qa", 0.10), ("concept", 0.04), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
+        ("video_qa", 0.05), ("keyword_search", 0.06), ("text_group", 0.02),
+    ):  # fmt: skip
+        q = build(name, split, int(share * n), seed + 1)
+        for query, labels in zip(q.queries, q.relevance, strict=True):
+            text = " ".join(t for t in (query.get("text"), q.instruction if name != "image_qa" else None) if t)
+            turns.append(Turn(name, _with_text(query, text), q.corpus[labels.positives[0]]["text"]))
+    pages = build("visual_document", split, int(0.06 * n), seed + 1)
+    turns += [_page_title(w, page["image"]) for page in pages.corpus]
+    return [turns[i] for i in w.rng.permutation(len(turns)).tolist()]
+
+
+def tokenizer_texts(seed: int = 0) -> Iterator[str]:
+    """Text for the tokenizer: names and keywords in the training languages, and the world's own sentences."""
+    w = World("train", "tokenizer", seed)
+    for code in w.languages:
+        for key in w.keys:
+            repeats = 3 if code == "en" else 1
+            yield from [sprites.name_in(code, key) or ""] * repeats
+    for key in w.keys:
+        yield ", ".join(sprites.keywords_in("en", key))
+    for turn in dialogues(6000, seed):
+        yield turn.question["text"]
+        yield turn.answer
+    for name in ("text_to_image", "scene_retrieval", "video_retrieval", "visual_document", "keyword_search", "composed"):
+        q = build(name, "train", 1500, seed)
+        yield q.instruction
+        yield from (query.get("text", "") for query in q.queries)
+    yield from ["yes", "no", "<0.5 seconds>", "seconds"] * 200
