@@ -7,6 +7,7 @@ of the seed pool, not contrastive training: the raw backbone still has to learn 
 """
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .emoji_world.augment import augment
 from .emoji_world.scenes import COLOURS
 from .vision import patchify, speed_up
 
-MIRRORED = ("left", "right", "clock", "backhand", "leftwards", "rightwards")
+MIRRORED = ("left", "right", "clock", "leftwards", "rightwards")
 FLIPPABLE_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects", "people-body")
 
 
@@ -47,7 +48,7 @@ class VisionConfig:
 
 def flippable(concept: sprites.Concept) -> bool:
     """Whether a mirrored drawing still shows the same concept."""
-    words = concept.name.replace("’", " ").split()
+    words = re.split(r"\W+", concept.name)
     return concept.group in FLIPPABLE_GROUPS and not any(w in MIRRORED for w in words)
 
 

@@ -82,8 +82,9 @@ def _page_title(w: World, page: Page) -> Turn:
     if w.rng.random() < 0.5:
         return Turn("page", {"image": page, "text": "What is the title of the page?"}, page.heading)
     block = page.blocks[0]
+    part = "chart" if block.kind == "bars" else "table"
     answer = ", ".join(words.name(key) for _, key in block.icons)
-    return Turn("page", {"image": page, "text": f"What is in the {'chart' if block.kind == 'bars' else 'table'}?"}, answer)
+    return Turn("page", {"image": page, "text": f"What is in the {part}?"}, answer)
 
 
 def _yes_no(w: World, turn: Turn, other: str) -> Turn:
@@ -104,9 +105,10 @@ def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
     turns += [_translate(w) for _ in range(int(0.08 * n))]
     shown = turns[: int(0.48 * n)]
     for i in w.rng.permutation(len(shown))[: int(0.1 * n)].tolist():
-        alternatives = [t for t in (turns[i - 1], turns[i - 2]) if t.kind == turns[i].kind and t.answer != turns[i].answer]
-        if alternatives:
-            turns.append(_yes_no(w, turns[i], alternatives[0].answer))
+        turn = turns[i]
+        others = [t.answer for t in (turns[i - 1], turns[i - 2]) if t.kind == turn.kind and t.answer != turn.answer]
+        if others:
+            turns.append(_yes_no(w, turn, others[0]))
     for name, share in (
         ("image_qa", 0.10), ("concept", 0.04), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
         ("video_qa", 0.05), ("keyword_search", 0.06), ("text_group", 0.02),
@@ -132,7 +134,7 @@ def tokenizer_texts(seed: int = 0) -> Iterator[str]:
     for turn in dialogues(6000, seed):
         yield turn.question["text"]
         yield turn.answer
-    for name in ("text_to_image", "scene_retrieval", "video_retrieval", "visual_document", "keyword_search", "composed"):
+    for name in ("text_to_image", "scene_retrieval", "video_retrieval", "visual_document", "keyword_search"):
         q = build(name, "train", 1500, seed)
         yield q.instruction
         yield from (query.get("text", "") for query in q.queries)

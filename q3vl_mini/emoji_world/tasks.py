@@ -399,12 +399,15 @@ def scene_retrieval(w: World, n: int):
 
 
 def _rearranged(w: World, things: tuple[Placed, ...]) -> tuple[Placed, ...]:
-    """The same scene with one object replaced by a confusing one."""
+    """The same scene with one object replaced by a confusing one, or left out."""
     i = int(w.rng.integers(len(things)))
-    if len({t.key for t in things}) == 1 and len(things) > 1:  # one fewer of the same
-        return things[:i] + things[i + 1 :]
-    k = w.neighbour(things[i].key)
-    return things[:i] + (replace(things[i], key=k, style=w.style(k)),) + things[i + 1 :]
+    rest = things[:i] + things[i + 1 :]
+    alike = len(things) > 1 and len({t.key for t in things}) == 1
+    for _ in range(0 if alike else 20):
+        k = w.neighbour(things[i].key)
+        if w.split != "train" or all(w.belongs(k, t.key) for t in rest):
+            return things[:i] + (replace(things[i], key=k, style=w.style(k)),) + things[i + 1 :]
+    return rest or (replace(things[i], key=(k := w.other(things[i].key)), style=w.style(k)),)
 
 
 @task("image_ret", "Find the same thing drawn by another hand.")

@@ -1,0 +1,175 @@
+"""Q3VL-tiny learns to describe and to answer: next-token prediction on dialogues about Emoji World.
+
+Starts from the vision tower of pretrain_vision.py. The loss counts the answer's tokens alone. A falling
+loss proves nothing, since a language model can learn the answers' wording without a look at the picture:
+so the loss with each question's own picture is logged beside the loss with another's.
+"""
+
+import json
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .emoji_world.dialogues import Turn, dialogues
+from .forward import forward_hidden, measure, pad, visual_outputs
+from .media import MediaBudget
+from .templates import chat_prompt, prompt_ids
+
+BUDGET = MediaBudget(fps=2.0)
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Budget and step sizes. The tower is frozen for `frozen` of the steps, then follows at a smaller rate."""
+
+    steps: int = 8_000
+    batch: int = 64
+    lr_matrix: float = 0.02
+    lr_other: float = 3e-3
+    tower_factor: float = 0.1
+    weight_decay: float = 0.02
+    warmup: int = 100
+    decay: float = 0.35
+    frozen: float = 0.5
+    round: int = 250  # steps on one set of freshly drawn dialogues
+    seed: int = 0
+
+
+def collate(turns: list[Turn], processor) -> dict:
+    """Dialogues as model inputs with `labels` (B, T): the answers' tokens and their end, -100 elsewhere."""
+    names = [f"turn {i}" for i in range(len(turns))]
+    prompts, visuals = [], []
+    for turn, name in zip(turns, names, strict=True):
+        [content], found = measure([turn.question], BUDGET, processor, 4096, None, {}, [name])
+        prompts.append(chat_prompt(content))
+        visuals += found
+    tokenizer = processor.tokenizer
+    questions = prompt_ids(prompts, tokenizer, 4096, names)
+    answers = [tokenizer(t.answer).input_ids + [tokenizer.eos_token_id] for t in turns]
+    inputs = pad([q + a for q, a in zip(questions, answers, strict=True)], visuals, processor, "right")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, (q, a) in enumerate(zip(questions, answers, strict=True)):
+        labels[row, len(q) : len(q) + len(a)] = torch.tensor(a)
+    return {"inputs": inputs, "labels": labels}
+
+
+def answer_loss(model: nn.Module, batch: dict) -> Tensor:
+    """Mean negative log likelihood of the answers' tokens, in nats; logits only where one is needed."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = forward_hidden(model, batch["inputs"], visual_outputs(model, batch["inputs"]["visuals"]))
+        wanted = batch["labels"][:, 1:]
+        counted = wanted != -100
+        logits = model.lm_head(hidden[:, :-1][counted])
+    return F.cross_entropy(logits.float(), wanted[counted])
+
+
+def with_shuffled_pictures(turns: list[Turn]) -> list[Turn]:
+    """Each question with the picture or clip of the next turn of its kind."""
+    by_kind: dict[str, list[Turn]] = {}
+    for turn in turns:
+        by_kind.setdefault(turn.kind, []).append(turn)
+    out = []
+    for group in by_kind.values():
+        for turn, other in zip(group, group[1:] + group[:1], strict=True):
+            visual = {k: v for k, v in other.question.items() if k != "text"}
+            out.append(Turn(turn.kind, {**visual, "text": turn.question["text"]}, turn.answer))
+    return out
+
+
+@torch.no_grad()
+def picture_matters(model: nn.Module, processor, n: int = 400, seed: int = 10_000, split: str = "validation") -> dict:
+    """Loss on unseen pictures with each question's own and with another's picture, nats a token."""
+    turns = [t for t in dialogues(n, seed, split) if set(t.question) & {"image", "video"}]
+    shuffled = with_shuffled_pictures(turns)
+
+    def mean_loss(rows: list[Turn]) -> float:
+        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        return sum(answer_loss(model, collate(p, processor)).item() * len(p) for p in parts) / len(rows)
+
+    return {"own_picture": round(mean_loss(turns), 4), "other_picture": round(mean_loss(shuffled), 4)}
+
+
+def rough_length(turn: Turn) -> float:
+    """About how many tokens a dialogue takes: only to put alike ones into one batch."""
+    words = (len(turn.question["text"]) + len(turn.answer)) / 4
+    picture = turn.question.get("image")
+    pixels = getattr(picture, "pixels", 64) ** 2 if not hasattr(picture, "width") else picture.width * picture.height
+    return words + (68 if "video" in turn.question else pixels / 1024 if picture is not None else 0)
+
+
+def batches_alike(turns: list[Turn], size: int, seed: int, window: int = 16) -> list[list[Turn]]:
+    """Batches of about equal length, so that little is padding: sorted within windows, then shuffled."""
+    batches = []
+    for start in range(0, len(turns), window * size):
+        part = sorted(turns[start : start + window * size], key=rough_length)
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+    random.Random(seed).shuffle(batches)
+    return batches
+
+
+def rate(step: int, c: LanguageConfig) -> float:
+    return min(1.0, (step + 1) / c.warmup, (c.steps - step) / max(c.decay * c.steps, 1))
+
+
+def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
+    """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
+    c, folder = config, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = {id(p) for p in model.model.visual.parameters()}
+    named = {n: p for n, p in model.named_parameters()}
+    embeddings = id(model.get_input_embeddings().weight)
+
+    def is_matrix(p: Tensor) -> bool:
+        return p.ndim == 2 and id(p) != embeddings
+
+    def groups(wanted) -> list[dict]:
+        """The language model's and the tower's parameters, each with its share of the rate."""
+        chosen = [p for p in named.values() if wanted(p)]
+        return [
+            {"params": [p for p in chosen if id(p) not in tower], "share": 1.0},
+            {"params": [p for p in chosen if id(p) in tower], "share": c.tower_factor},
+        ]
+
+    optimizers = [
+        torch.optim.Muon(groups(is_matrix), lr=c.lr_matrix, weight_decay=c.weight_decay),
+        torch.optim.AdamW(groups(lambda p: not is_matrix(p)), lr=c.lr_other, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    start, seconds = 0, 0.0
+    resumed = load_checkpoint(folder / "language_state", optimizers)
+    if resumed:
+        modules, meta = resumed
+        model.load_state_dict(modules["model"], strict=False)
+        start, seconds = meta["step"], meta["seconds"]
+    began, running, batches, of_round = time.monotonic() - seconds, None, [], -1
+    for step in range(start, c.steps):
+        model.model.visual.requires_grad_(step >= c.frozen * c.steps)
+        if step // c.round != of_round:  # what a step sees depends on its number alone
+            of_round = step // c.round
+            turns = dialogues(c.round * c.batch, c.seed * 1_000 + of_round)
+            batches = batches_alike(turns, c.batch, of_round)
+        loss = answer_loss(model, collate(batches[step % c.round % len(batches)], processor))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate(step, c) * group["share"]
+            optimizer.step()
+            optimizer.zero_grad()
+        running = loss.detach() if running is None else 0.98 * running + 0.02 * loss.detach()
+        done = step + 1
+        if done % log_every == 0 or done == c.steps:
+            row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
+            if done % (5 * log_every) == 0 or done == c.steps:
+                row |= picture_matters(model, processor)
+                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
+                save_checkpoint(folder / "language_state", {"model": model.state_dict()}, optimizers, meta)
+            with open(folder / "language.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(f"language {row}", flush=True)
+    return model
