@@ -1,0 +1,34 @@
+"""Make Q3VL-tiny: tokenizer, vision tower, language model; saved in Hub format. Resumable at every step."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from . import tiny
+from .emoji_world.dialogues import tokenizer_texts
+from .pretrain_language import LanguageConfig, picture_matters, pretrain_language
+from .pretrain_vision import VisionConfig, pretrain_vision
+from .vision import speed_up
+
+
+def pretrain(
+    folder: Path, vision: VisionConfig | None = None, language: LanguageConfig | None = None, log_every: int = 50
+) -> Path:
+    """Run both steps in `folder` and write the checkpoint to folder/q3vl-tiny; returns that path.
+
+    A run that was cut short goes on from its last checkpoint. Curves: vision.jsonl and language.jsonl.
+    """
+    vision, language, folder = vision or VisionConfig(), language or LanguageConfig(), Path(folder)
+    tokenizer = tiny.train_tokenizer(tokenizer_texts())
+    processor = tiny.make_processor(tokenizer)
+    config = tiny.make_config(tokenizer)
+    config._attn_implementation = "eager"  # on short sequences its backward is faster on a CPU than sdpa's
+    model = tiny.make_model(config, tokenizer)
+    speed_up(model.model.visual)
+    pretrain_vision(model.model.visual, folder, vision, log_every)
+    pretrain_language(model, processor, folder, language, log_every)
+    out = folder / "q3vl-tiny"
+    tiny.save(out, model, processor)
+    scores = {"vision": asdict(vision), "language": asdict(language), **picture_matters(model, processor)}
+    (out / "pretraining.json").write_text(json.dumps(scores, indent=1) + "\n")
+    return out

@@ -1,0 +1,101 @@
+"""Pre-training: dialogues are right, the loss counts answers alone, and it writes a checkpoint that loads."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from q3vl_mini.emoji_world import sprites
+from q3vl_mini.emoji_world.dialogues import Turn, dialogues
+from q3vl_mini.emoji_world.scenes import Placed, Scene
+from q3vl_mini.pretrain import pretrain
+from q3vl_mini.pretrain_language import LanguageConfig, answer_loss, batches_alike, collate, with_shuffled_pictures
+from q3vl_mini.pretrain_vision import VisionConfig
+
+
+@pytest.fixture(scope="module")
+def model(small_checkpoint):
+    return AutoModelForImageTextToText.from_pretrained(small_checkpoint, dtype=torch.float32)
+
+
+TURNS = [
+    Turn("name", {"image": Scene((Placed("1f34e", "noto"),)), "text": "What is this?"}, "red apple"),
+    Turn("translate", {"text": "Katze in English?"}, "cat"),
+]
+
+
+def test_labels_are_the_answers_and_their_end_and_nothing_else(processor):
+    batch = collate(TURNS, processor)
+    tokenizer = processor.tokenizer
+    for row, turn in enumerate(TURNS):
+        labels = batch["labels"][row]
+        counted = labels[labels != -100]
+        assert tokenizer.decode(counted) == turn.answer + "<|im_end|>"
+        assert torch.equal(counted, batch["inputs"]["input_ids"][row][labels != -100])
+
+
+def test_the_prompt_is_the_chat_template_s(processor):
+    batch = collate(TURNS[:1], processor)
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "red apple"}]
+    expected = processor.apply_chat_template(messages, tokenize=False).replace("<|image_pad|>", "<|image_pad|>" * 4)
+    assert processor.tokenizer.decode(batch["inputs"]["input_ids"][0]) == expected.removesuffix("\n")
+
+
+def test_the_loss_is_that_of_transformers_on_the_same_labels(model, processor):
+    batch = collate(TURNS, processor)
+    inputs = {k: v for k, v in batch["inputs"].items() if k != "visuals"}
+    pixels = torch.cat([v.pixel_values for v in batch["inputs"]["visuals"]])
+    with torch.no_grad():
+        expected = model(**inputs, pixel_values=pixels, labels=batch["labels"]).loss
+        ours = answer_loss(model, batch)
+    assert math.isclose(ours, expected, rel_tol=0.02)  # ours computes in bfloat16
+
+
+def test_shuffled_pictures_keep_question_and_answer_and_change_the_picture():
+    turns = [t for t in dialogues(300, 0) if "image" in t.question]
+    before = {(t.kind, t.question["text"], t.answer, t.question["image"]) for t in turns}
+    after = [(t.kind, t.question["text"], t.answer, t.question["image"]) for t in with_shuffled_pictures(turns)]
+    assert {x[:3] for x in after} == {x[:3] for x in before}
+    assert sum(x in before for x in after) < 0.1 * len(after)
+
+
+def test_yes_and_no_are_balanced_and_right():
+    turns = dialogues(2000, 1)
+    asked = [t for t in turns if t.kind == "yes_no"]
+    yes = [t for t in asked if t.answer == "yes"]
+    assert 0.4 < len(yes) / len(asked) < 0.6 and {t.answer for t in asked} == {"yes", "no"}
+    captions = {t.question.get("image") or t.question.get("video"): t.answer for t in turns if t.kind != "yes_no"}
+    for turn in asked:
+        picture = turn.question.get("image") or turn.question.get("video")
+        said = captions[picture] in turn.question["text"]
+        assert said or turn.answer == "no"
+
+
+def test_dialogues_show_training_styles_alone():
+    for turn in dialogues(500, 2):
+        for thing in getattr(turn.question.get("image"), "objects", ()):
+            assert thing.style in sprites.TRAIN_STYLES
+
+
+def test_batches_of_like_length_hold_every_dialogue_once():
+    turns = dialogues(1000, 3)
+    batches = batches_alike(turns, 32, seed=0)
+    flat = [turn for batch in batches for turn in batch]
+    assert len(flat) == len(turns) and {id(t) for t in flat} == {id(t) for t in turns}
+
+
+@pytest.mark.slow
+def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_after_an_interruption(tmp_path):
+    vision, language = VisionConfig(steps=2, batch=8), LanguageConfig(steps=2, batch=4, round=2)
+    out = pretrain(tmp_path, vision, language, log_every=1)
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert (out / "model.safetensors").stat().st_size <= 25_000_000
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.tokenizer.tokenize("yes") == ["yes"] and processor.tokenizer.tokenize("no") == ["no"]
+    longer = LanguageConfig(steps=3, batch=4, round=2)
+    pretrain(tmp_path, vision, longer, log_every=1)
+    steps = [line.split(",")[0] for line in (tmp_path / "language.jsonl").read_text().splitlines()]
+    assert steps == ['{"step": 1', '{"step": 2', '{"step": 3']
