@@ -600,6 +600,7 @@ def _page(w: World) -> tuple[Page, list[str]]:
         if w.belongs(topic, paper, year):
             break
     heading = pick(r, (f"{topic} {paper} {year}", f"{year} {topic} {paper}", f"{topic} {year}"))
+    subject = (f"{topic} {paper}" if paper in heading else topic).lower()
     keys = w.keys_together(4)
     icons = tuple((w.style(k), k) for k in keys)
     names = [words.name(k) for k in keys]
@@ -609,10 +610,10 @@ def _page(w: World) -> tuple[Page, list[str]]:
         blocks = [Block("bars", icons=icons[:3], values=values), Block("icons", icons=icons[3:])]
         top, low = names[int(np.argmax(values))], names[int(np.argmin(values))]
         questions += [
-            f"{topic.lower()}: a chart in which {top} is the highest",
+            f"{subject}: a chart in which {top} is the highest",
             f"chart of {names[0]}, {names[1]} and {names[2]}",
             f"bar chart where {top} beats {low}",
-            f"{topic.lower()} {paper} with a picture of {names[3]} below the chart",
+            f"{subject} with a picture of {names[3]} below the chart",
         ]
     else:
         values = tuple(int(v) for v in r.integers(10, 99, 3))
@@ -622,9 +623,9 @@ def _page(w: World) -> tuple[Page, list[str]]:
             Block("words", (pick(r, TOPICS).lower() + " and " + pick(r, TOPICS).lower(),)),
         ]
         questions += [
-            f"{topic.lower()}: how many of {names[0]}?",
+            f"{subject}: how many of {names[0]}?",
             f"table of {names[0]}, {names[1]} and {names[2]}",
-            f"{topic.lower()} {paper} with the number of {names[1]}",
+            f"{subject} with the number of {names[1]}",
             f"which page lists {names[0]} and {names[2]}?",
         ]
     return Page(heading, tuple(blocks), pick(r, ("blue", "green", "red", "purple", "brown"))), questions
