@@ -1,0 +1,707 @@
+"""Sub-datasets on disk and in training: quadruples saved and loaded, batches of one sub-dataset, noise, contact sheets.
+
+A saved quadruple is a folder that a person and the `datasets` library can read: queries.parquet and corpus.parquet
+(id, text, image, video), relevance.parquet (ids), card.json. Draw any task of Emoji World as a contact sheet with
+
+    python -m q3vl_mini.data TASK --split train --out sheet.png [--n 200] [--save FOLDER]
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from .emoji_world.scenes import BACKGROUNDS, COLOURS, PATTERNS
+from .media import MediaBudget, as_list, load_image, load_video
+from .records import MODALITIES, Clip, Instance, Quadruple, Relevance, is_empty, validate
+
+ROW_GROUP = 64  # rows that a streamed read holds at once
+COLUMN_TYPES = {"text": datasets.Value("string"), "image": datasets.Image(), "video": datasets.Video(decode=False)}
+EMOJI_WORLD_LICENCE = "pictures Apache-2.0, CC-BY-4.0 and MIT, words Unicode-3.0: see data_samples/README.md"
+
+# --- saving and loading -------------------------------------------------------------------------------------
+
+
+def save_quadruple(quadruple: Quadruple, folder: str | Path) -> None:
+    """Write a quadruple as a folder of Parquet files and a card; a folder saved before is replaced as a whole.
+
+    Drawings are drawn and stored as PNG; files given as paths or bytes are kept byte for byte. Clips, films and lists
+    of frames become FFV1 in Matroska, which gives every pixel back and which every FFmpeg decodes; their rate is
+    kept, and a list of frames, which has none, gets 1 a second. Ids are q0, q1, ... and d0, d1, ...
+
+    Raises:
+        ValueError: the quadruple is not valid (records.validate), or a picture or film cannot be read; names the row.
+        FileExistsError: the folder holds something else than a quadruple.
+
+    Taught in notebooks/03.
+    """
+    validate(quadruple)
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder / "card.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not a saved quadruple (no card.json); choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        _write_instances(new / "queries.parquet", quadruple.queries, "q", f"{quadruple.name}, query")
+        _write_instances(new / "corpus.parquet", quadruple.corpus, "d", f"{quadruple.name}, document")
+        _write_relevance(new / "relevance.parquet", quadruple)
+        card = {
+            "name": quadruple.name,
+            "task": quadruple.task,
+            "instruction": quadruple.instruction,
+            "n_queries": len(quadruple.queries),
+            "n_documents": len(quadruple.corpus),
+            "licence": quadruple.meta.get("licence", "not stated"),
+            "meta": {key: value for key, value in quadruple.meta.items() if key != "truth"},
+        }
+        text = json.dumps(card, indent=2, ensure_ascii=False, default=lambda value: value.tolist())  # numpy's numbers
+        (new / "card.json").write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(new, folder)
+
+
+def _write_instances(path: Path, instances: Sequence[Instance], prefix: str, where: str) -> None:
+    columns: dict[str, Any] = {"id": datasets.Value("string"), **COLUMN_TYPES}
+    for instance in map(_as_instance, instances):
+        for kind in MODALITIES:
+            if len(_values(instance, kind)) > 1:
+                columns[kind] = datasets.List(COLUMN_TYPES[kind])
+        if instance.get("instruction"):
+            columns["instruction"] = datasets.Value("string")
+    features = datasets.Features(columns)
+
+    def row(i: int) -> dict[str, Any]:
+        instance = _as_instance(instances[i])
+        out: dict[str, Any] = {"id": f"{prefix}{i}"}
+        for kind in MODALITIES:
+            stored = [_stored(value, kind, f"{where} {i}, {kind}") for value in _values(instance, kind)]
+            is_list = isinstance(features[kind], datasets.List)
+            out[kind] = (stored if is_list else stored[0]) if stored else None
+        return out | ({"instruction": instance.get("instruction")} if "instruction" in features else {})
+
+    with pq.ParquetWriter(path, features.arrow_schema) as writer:
+        for start in range(0, len(instances), ROW_GROUP):
+            rows = [row(i) for i in range(start, min(start + ROW_GROUP, len(instances)))]
+            writer.write_table(datasets.Dataset.from_list(rows, features=features).data.table)
+
+
+def _as_instance(instance: Instance | str) -> Instance:
+    return {"text": instance} if isinstance(instance, str) else instance
+
+
+def _values(instance: Instance, kind: str) -> list[Any]:
+    value = instance.get(kind)
+    if kind != "text":
+        return as_list(value, kind)
+    return [text for text in (value if isinstance(value, (list, tuple)) else [value]) if not is_empty(text)]
+
+
+def _stored(value: Any, kind: str, where: str) -> Any:
+    """A value as its column holds it: a string, or the bytes of a file."""
+    if kind == "text":
+        return value
+    if isinstance(value, (str, Path)):
+        if not os.path.isfile(value):
+            raise ValueError(f"{where}: there is no file {str(value)!r}; check the path")
+        value = Path(value).read_bytes()
+    if isinstance(value, (bytes, bytearray)):
+        # read before it is stored: an unreadable file is named here, not in the middle of a training
+        load_image(value, where) if kind == "image" else load_video(value, MediaBudget(max_frames=2), where)
+        return {"bytes": bytes(value), "path": None}
+    return {"bytes": png_bytes(value, where) if kind == "image" else video_bytes(value, where), "path": None}
+
+
+def png_bytes(value: Any, where: str = "image") -> bytes:
+    """Any image that `media.load_image` reads, as a PNG file. Taught in notebooks/03."""
+    buffer = io.BytesIO()
+    Image.fromarray(load_image(value, where)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def video_bytes(value: Any, where: str = "video") -> bytes:
+    """A Clip, an object that renders one, or frames (at 1 a second), as a lossless file: FFV1 in Matroska.
+
+    Taught in notebooks/03.
+    """
+    if hasattr(value, "render"):
+        value = value.render()
+    if not isinstance(value, Clip):
+        try:
+            value = Clip(np.stack([load_image(v, f"{where}, frame {i}") for i, v in enumerate(value)]), 1.0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: cannot store these frames ({error}); give a Clip or equal frames") from error
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(value.fps).limit_denominator(1001))
+        stream.height, stream.width = value.frames.shape[1:3]
+        stream.pix_fmt = "bgr0"  # FFV1's exact RGB
+        for frame in value.frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _write_relevance(path: Path, quadruple: Quadruple) -> None:
+    ids, columns = datasets.List(datasets.Value("string")), ["positives", "negatives", "candidates"]
+    features = {"query_id": datasets.Value("string"), **dict.fromkeys(columns, ids)}
+    features["scores"] = datasets.List(datasets.Value("float64"))
+    rows = []
+    for i, labels in enumerate(quadruple.relevance):
+        row: dict[str, Any] = {"query_id": f"q{i}", "scores": labels.scores}
+        for column in columns:
+            documents = getattr(labels, column)
+            row[column] = None if documents is None else [f"d{d}" for d in documents]
+        rows.append(row)
+    if "truth" in quadruple.meta:  # labels too, see add_noise
+        features["truth"] = ids
+        for row, truth in zip(rows, quadruple.meta["truth"], strict=True):
+            row["truth"] = [f"d{d}" for d in truth]
+    pq.write_table(datasets.Dataset.from_list(rows, features=datasets.Features(features)).data.table, path)
+
+
+def load_quadruple(folder: str | Path, streaming: bool = False, cache_dir: str | Path | None = None) -> Quadruple:
+    """Open a folder written by `save_quadruple`, or laid out like one.
+
+    Queries and corpus are sequences that decode a row when it is asked for: images as PIL images, videos as the bytes
+    of their file. A list of one value comes back as the value.
+
+    Args:
+        streaming: False copies the rows once into the cache of `datasets` as memory-mapped Arrow, for fast access in
+            any order. True copies nothing and holds one row group of the Parquet file at a time: right for reading
+            in order, slow for jumping about.
+        cache_dir: another place for that copy.
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: an id that is not there. A folder from elsewhere should go
+            through records.validate once; that decodes every row, so it is not done here.
+
+    Taught in notebooks/03.
+    """
+    folder = Path(folder)
+    for name in ("card.json", "queries.parquet", "corpus.parquet", "relevance.parquet"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; give a folder written by save_quadruple")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    queries, corpus = (_open_rows(folder / f"{part}.parquet", streaming, cache_dir) for part in ("queries", "corpus"))
+    relevance, truth = _read_relevance(folder, card["name"])
+    meta = {key: _tuples(value) for key, value in card["meta"].items()} | ({"truth": truth} if truth else {})
+    return Quadruple(card["name"], card["task"], card["instruction"], queries, corpus, relevance, meta)
+
+
+def _open_rows(path: Path, streaming: bool, cache_dir: str | Path | None) -> "StoredInstances":
+    if streaming:
+        return StoredInstances(ParquetRows(path))
+    return StoredInstances(datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir and str(cache_dir)))
+
+
+def _read_relevance(folder: Path, name: str) -> tuple[list[Relevance], tuple[tuple[int, ...], ...] | None]:
+    """Labels with ids turned into positions, in the order of the queries."""
+
+    def ids(part: str) -> list[str]:
+        return pq.read_table(folder / f"{part}.parquet", columns=["id"])["id"].to_pylist()
+
+    position = {document: i for i, document in enumerate(ids("corpus"))}
+    rows = {row["query_id"]: row for row in pq.read_table(folder / "relevance.parquet").to_pylist()}
+
+    def rows_of(query: str, column: str) -> tuple[int, ...] | None:
+        try:
+            named = rows[query].get(column)
+            return None if named is None else tuple(position[document] for document in named)
+        except KeyError as error:
+            raise ValueError(f"{name}, query {query!r}: relevance.parquet or corpus.parquet lacks {error}") from None
+
+    relevance, truth = [], []
+    for query in ids("queries"):
+        positives, negatives = rows_of(query, "positives") or (), rows_of(query, "negatives") or ()
+        scores = rows[query].get("scores")
+        scores = None if scores is None else tuple(scores)
+        relevance.append(Relevance(positives, negatives, scores, rows_of(query, "candidates")))
+        truth.append(rows_of(query, "truth"))
+    return relevance, None if None in truth else tuple(truth)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; meta, which is not to be changed, has no lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+class ParquetRows:
+    """The decoded rows of a Parquet file by position, one row group in memory; may be sent to other processes."""
+
+    def __init__(self, path: Path):
+        meta = pq.read_metadata(path)
+        self.path = path
+        self.ends = np.cumsum([meta.row_group(g).num_rows for g in range(meta.num_row_groups)])
+        self.features = datasets.Features.from_arrow_schema(pq.read_schema(path))
+        self.group, self.table = -1, None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self.ends, i, side="right"))
+        if group != self.group:
+            with pq.ParquetFile(self.path) as file:
+                self.group, self.table = group, file.read_row_group(group)
+        start = int(self.ends[group - 1]) if group else 0
+        return self.features.decode_example(self.table.slice(i - start, 1).to_pylist()[0])
+
+
+class StoredInstances(Sequence):
+    """Instances over stored rows (a datasets.Dataset or ParquetRows), decoded when asked for and not kept."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        row = self.rows[int(i) % len(self)]
+        out = {}
+        for kind in (*MODALITIES, "instruction"):
+            value = row.get(kind)
+            values = [_media(v) if kind == "video" else v for v in (value if isinstance(value, list) else [value])]
+            if not is_empty(values):
+                out[kind] = values if len(values) > 1 else values[0]
+        return out
+
+
+def _media(file: Mapping[str, Any] | None) -> bytes | str | None:
+    return file and (file["bytes"] or file["path"])
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Queries of one sub-dataset with a positive and up to n_negatives negatives each.
+
+    positive_ids, negative_ids: rows of the corpus. scores: graded labels of the pairs (STS), else None.
+    teacher: the teacher's logits of [positive, *negatives], a list a query (distillation), else None.
+    """
+
+    name: str
+    task: str
+    instruction: str
+    queries: list[Instance]
+    positives: list[Instance]
+    negatives: list[list[Instance]]
+    positive_ids: list[int]
+    negative_ids: list[list[int]]
+    scores: list[float] | None = None
+    teacher: list[list[float]] | None = None
+
+
+Teacher = Mapping[int, Mapping[int, float]]  # query row -> corpus row -> logit
+
+
+def mixed_batches(
+    quadruples: Sequence[Quadruple],
+    *,
+    batch_size: int,
+    n_negatives: int,
+    steps: int,
+    seed: int,
+    start: int = 0,
+    exponent: float = 0.5,
+    teacher: Mapping[str, Teacher] | None = None,
+) -> Iterator[Batch]:
+    """Batches start ... steps - 1 of a training, each of one sub-dataset, so that its negatives are of one kind.
+
+    A sub-dataset is drawn with probability proportional to (number of queries) ** exponent: 1 is proportional, 0
+    uniform, 0.5 lets small ones be seen more often without being repeated as often as large ones. Within one, each
+    epoch deals every query once, into ceil(n / batch_size) batches of equal size (up to one), and deals the queries
+    of one positive document to different batches as far as there are batches. What still repeats, and positives of
+    each other's that are not labelled, the masks of the losses handle.
+
+    Batch k is a function of the data, the options, `seed` and k alone: after an interruption, the same call with
+    `start` goes on. One of several positives, and n_negatives of the negatives, are drawn anew each epoch.
+
+    Args:
+        batch_size: queries at most. n_negatives: hard negatives a query at most; a query may have fewer.
+        steps: number of batches of the whole training, `start` included.
+        teacher: by name of the sub-dataset, logits of the documents of every query. Only documents that it scored
+            are drawn. Sub-datasets that it does not name have batches without.
+
+    Raises:
+        ValueError: an option out of range, no or equally named sub-datasets, scores or logits for a part of the rows.
+
+    Taught in notebooks/03.
+    """
+    names = [quadruple.name for quadruple in quadruples]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"sub-datasets named {names}; give at least one, with a name of its own each")
+    if batch_size < 1 or n_negatives < 0 or seed < 0 or not 0 <= start <= steps:
+        raise ValueError(
+            f"batch_size {batch_size}, n_negatives {n_negatives}, seed {seed}, start {start}, steps {steps}; expected "
+            "batch_size >= 1, n_negatives >= 0, seed >= 0 and 0 <= start <= steps"
+        )
+    if unknown := set(teacher or ()) - set(names):
+        raise ValueError(f"the teacher scored {sorted(unknown)}, which are not among the sub-datasets {names}")
+    labels = [_drawable_labels(quadruple, (teacher or {}).get(quadruple.name)) for quadruple in quadruples]
+    return _mixed(quadruples, labels, batch_size, n_negatives, steps, seed, start, exponent, teacher or {})
+
+
+def _drawable_labels(quadruple: Quadruple, teacher: Teacher | None) -> Sequence[Relevance]:
+    """The labels that batches draw from: with a teacher, only of documents that it scored."""
+    scored = sum(labels.scores is not None for labels in quadruple.relevance)
+    if scored not in (0, len(quadruple)):
+        raise ValueError(f"{quadruple.name}: {scored} of {len(quadruple)} queries have scores; give all or none")
+    if teacher is None:
+        return quadruple.relevance
+    out = []
+    for i, labels in enumerate(quadruple.relevance):
+        known = teacher.get(i, {})
+        kept = [n for n, document in enumerate(labels.positives) if document in known]
+        if not kept:
+            raise ValueError(
+                f"{quadruple.name}, query {i}: the teacher scored none of its positives {labels.positives[:3]}; score "
+                "them, or leave the query out with select()"
+            )
+        out.append(
+            Relevance(
+                tuple(labels.positives[n] for n in kept),
+                tuple(document for document in labels.negatives if document in known),
+                labels.scores and tuple(labels.scores[n] for n in kept),
+            )
+        )
+    return out
+
+
+def _mixed(quadruples, labels, batch_size, n_negatives, steps, seed, start, exponent, teacher) -> Iterator[Batch]:
+    sizes = np.array([len(quadruple) for quadruple in quadruples])
+    weights = sizes.astype(float) ** exponent
+    draws = np.random.default_rng([seed, 0]).random(steps)  # the first k are the same whatever `steps` is
+    edges = np.cumsum(weights)[:-1] / weights.sum()
+    chosen = np.searchsorted(edges, draws, side="right")  # (steps,)
+    used = np.bincount(chosen[:start], minlength=len(sizes))  # batches of each sub-dataset before this one
+    plans: dict[int, tuple[int, list]] = {}
+    for step in range(start, steps):
+        which = int(chosen[step])
+        epoch, position = divmod(int(used[which]), math.ceil(sizes[which] / batch_size))
+        used[which] += 1
+        if plans.get(which, (-1,))[0] != epoch:
+            rng = np.random.default_rng([seed, 1, which, epoch])
+            plans[which] = epoch, deal(labels[which], batch_size, rng)
+        rng = np.random.default_rng([seed, 2, step])
+        yield _batch(
+            quadruples[which],
+            labels[which],
+            plans[which][1][position],
+            n_negatives,
+            rng,
+            teacher.get(quadruples[which].name),
+        )
+
+
+def deal(relevance: Sequence[Relevance], batch_size: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+    """One epoch: every query once, as batches of pairs (query row, which of its positives).
+
+    Like dealing cards: with the queries of one document next to each other, dealing them round the batches puts no
+    document into a batch twice unless it has more queries than there are batches. Taught in notebooks/03.
+    """
+    which = [int(u * len(r.positives)) for u, r in zip(rng.random(len(relevance)), relevance, strict=True)]
+    shuffled = rng.permutation(len(relevance)).tolist()
+    together: dict[int, list[tuple[int, int]]] = {}  # document -> its queries, both in random order
+    for row in shuffled:
+        together.setdefault(relevance[row].positives[which[row]], []).append((row, which[row]))
+    cards = [card for group in together.values() for card in group]
+    n_batches = math.ceil(len(cards) / batch_size)
+    return [cards[b::n_batches] for b in rng.permutation(n_batches)]
+
+
+def _batch(
+    quadruple: Quadruple,
+    labels: Sequence[Relevance],
+    cards: list[tuple[int, int]],
+    n_negatives: int,
+    rng: np.random.Generator,
+    teacher: Teacher | None,
+) -> Batch:
+    positive_ids = [labels[row].positives[n] for row, n in cards]
+    negative_ids = []
+    for row, _ in cards:
+        mine = labels[row].negatives
+        negative_ids.append([mine[j] for j in rng.permutation(len(mine))[:n_negatives]])
+    logits = None
+    if teacher is not None:
+        documents = ((row, [p, *n]) for (row, _), p, n in zip(cards, positive_ids, negative_ids, strict=True))
+        logits = [[float(teacher[row][d]) for d in those] for row, those in documents]
+    return Batch(
+        quadruple.name,
+        quadruple.task,
+        quadruple.instruction,
+        queries=[quadruple.queries[row] for row, _ in cards],
+        positives=[quadruple.corpus[d] for d in positive_ids],
+        negatives=[[quadruple.corpus[d] for d in those] for those in negative_ids],
+        positive_ids=positive_ids,
+        negative_ids=negative_ids,
+        scores=None if labels[cards[0][0]].scores is None else [labels[row].scores[n] for row, n in cards],
+        teacher=logits,
+    )
+
+
+# --- annotation noise ---------------------------------------------------------------------------------------
+
+
+def add_noise(quadruple: Quadruple, *, wrong: float, duplicates: float, seed: int) -> Quadruple:
+    """The same sub-dataset with faults of annotation at a known rate, and the truth beside it.
+
+    A share `wrong` of the queries is labelled with one document that is not relevant, drawn from the whole corpus,
+    in place of its positives. A share `duplicates` gets a near-duplicate of a true positive: it lies in the corpus,
+    is relevant to every query that the original is relevant to, and nobody labelled it. A document is duplicated
+    once, so where queries share documents fewer copies than that share are made. Both shares are drawn
+    independently. Candidate lists grow by wrong positives alone.
+
+    Returns:
+        A quadruple with meta["truth"], a tuple for each query of the rows that are relevant, and meta["noise"].
+
+    Raises:
+        ValueError: a rate outside [0, 1], or a corpus where nothing is irrelevant to a query.
+
+    Taught in notebooks/07.
+    """
+    if not (0 <= wrong <= 1 and 0 <= duplicates <= 1):
+        raise ValueError(f"noise rates wrong={wrong}, duplicates={duplicates}; expected shares between 0 and 1")
+    rng, n, n_docs = np.random.default_rng([seed, 3]), len(quadruple), len(quadruple.corpus)
+    truth = [tuple(rows) for rows in quadruple.meta.get("truth", [r.positives for r in quadruple.relevance])]
+    relevance = list(quadruple.relevance)
+    for i in rng.permutation(n)[: round(wrong * n)]:
+        if len(set(truth[i])) >= n_docs:
+            raise ValueError(f"{quadruple.name}, query {i}: every document is relevant, so none can be a wrong label")
+        while (document := int(rng.integers(n_docs))) in truth[i]:
+            pass
+        relevance[i] = _mislabelled(relevance[i], document)
+    copies: dict[int, int] = {}  # document -> row of its copy
+    corpus = quadruple.corpus
+    if chosen := rng.permutation(n)[: round(duplicates * n)].tolist():
+        corpus = list(corpus)
+    for i in chosen:
+        document = truth[i][int(rng.integers(len(truth[i])))]
+        if document not in copies:
+            copies[document] = len(corpus)
+            corpus.append(near_duplicate(corpus[document], rng))
+    truth = [(*rows, *(copies[d] for d in rows if d in copies)) for rows in truth]
+    noise = {"wrong": wrong, "duplicates": duplicates, "seed": seed}
+    meta = {**quadruple.meta, "truth": tuple(truth), "noise": noise}
+    return replace(quadruple, corpus=corpus, relevance=relevance, meta=meta)
+
+
+def _mislabelled(labels: Relevance, document: int) -> Relevance:
+    return Relevance(
+        positives=(document,),
+        negatives=tuple(d for d in labels.negatives if d != document),
+        scores=labels.scores and labels.scores[:1],
+        candidates=labels.candidates and tuple(dict.fromkeys((*labels.candidates, document))),
+    )
+
+
+def near_duplicate(instance: Instance, rng: np.random.Generator) -> Instance:
+    """The same content in other clothes: text in other case and punctuation, a drawing on another background.
+
+    What is neither, such as a stored picture, stays the same object. Taught in notebooks/07.
+    """
+
+    def varied(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(varied(v) for v in value)
+        return _reworded(value) if isinstance(value, str) else _redrawn(value, rng)
+
+    instance = _as_instance(instance)
+    files = {kind: v for kind, v in instance.items() if kind == "instruction" or (kind != "text" and _is_file(v))}
+    return {kind: varied(v) for kind, v in instance.items() if kind not in files} | files
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, Path)) or (isinstance(value, (list, tuple)) and any(map(_is_file, value)))
+
+
+def _reworded(text: str) -> str:
+    """Never the same string: without its last mark, or with one, also where a script has no case."""
+    text = text.lower() if text.isupper() else text.upper()
+    bare = text.rstrip(".!?")
+    return bare if bare and bare != text else f"{text}!"
+
+
+def _redrawn(value: Any, rng: np.random.Generator) -> Any:
+    if not is_dataclass(value) or isinstance(value, Clip):
+        return value
+    changes = {}
+    choices = {"background": tuple(BACKGROUNDS), "pattern": PATTERNS, "accent": tuple(COLOURS)}
+    for field in fields(value):
+        now = getattr(value, field.name)
+        if field.name in choices:
+            others = [choice for choice in choices[field.name] if choice != now]
+            changes[field.name] = others[int(rng.integers(len(others)))]
+        elif field.name == "scene":  # a crop of one
+            changes[field.name] = _redrawn(now, rng)
+    return replace(value, **changes)
+
+
+# --- contact sheets -----------------------------------------------------------------------------------------
+
+EDGE, GAP, QUERY_WIDTH, DOCUMENT_WIDTH = 96, 10, 420, 220  # pixels
+SHOWN = {"positive": 2, "negative": 3}  # at most, a query
+SHADES = {"query": (235, 240, 250), "positive": (226, 244, 228), "negative": (250, 230, 228)}
+INK = (30, 30, 36)
+
+
+def contact_sheet(quadruple: Quadruple, rows: int = 8, seed: int = 0) -> Image.Image:
+    """A picture of `rows` queries drawn at random, each with positives and negatives, under the instruction.
+
+    A clip is shown as four frames from its first to its last. Text is set in DejaVu Sans, which has Latin, Greek,
+    Cyrillic, Arabic and more; signs that it lacks, such as Chinese ones, are boxes. Taught in notebooks/03.
+    """
+    rng = np.random.default_rng([seed, 4])
+    chosen = sorted(rng.permutation(len(quadruple))[:rows].tolist())
+    shown = {
+        kind: min(most, max(len(getattr(quadruple.relevance[i], f"{kind}s")) for i in chosen))
+        for kind, most in SHOWN.items()
+    }
+    width = QUERY_WIDTH + 2 * GAP + sum(shown.values()) * (DOCUMENT_WIDTH + GAP)
+    counts = f"{len(quadruple)} queries, {len(quadruple.corpus)} documents"
+    head = [_text_piece(f"{quadruple.name} ({quadruple.task}): {counts}", width - 2 * GAP, 14)]
+    head.append(_text_piece(quadruple.instruction, width - 2 * GAP, 20))
+    strips = [_stack(head, width, "white"), *(_sheet_row(quadruple, i, width, shown) for i in chosen)]
+    return _stack(strips, width, "white", margin=0)
+
+
+def _sheet_row(quadruple: Quadruple, i: int, width: int, shown: Mapping[str, int]) -> Image.Image:
+    labels = quadruple.relevance[i]
+    tiles = [(GAP, _tile(quadruple.queries[i], f"query {i}", "query", QUERY_WIDTH))]
+    left = QUERY_WIDTH + 2 * GAP
+    for kind, documents in (("positive", labels.positives), ("negative", labels.negatives)):
+        for n, document in enumerate(documents[: shown[kind]]):
+            title = f"{kind} {n + 1} of {len(documents)}"
+            if kind == "positive" and labels.scores is not None:
+                title += f", score {labels.scores[n]:.2f}"
+            x = left + n * (DOCUMENT_WIDTH + GAP)
+            tiles.append((x, _tile(quadruple.corpus[document], title, kind, DOCUMENT_WIDTH)))
+        left += shown[kind] * (DOCUMENT_WIDTH + GAP)
+    strip = Image.new("RGB", (width, max(tile.height for _, tile in tiles) + GAP), "white")
+    for x, tile in tiles:
+        strip.paste(tile, (x, 0))
+    return strip
+
+
+def _tile(instance: Instance, title: str, kind: str, width: int) -> Image.Image:
+    """One instance as a panel: its title, pictures, frames of its clips, texts."""
+    instance, room = _as_instance(instance), width - 2 * GAP
+    pictures = [load_image(value, title) for value in _values(instance, "image")]
+    for value in _values(instance, "video"):
+        frames, _ = load_video(value, MediaBudget(min_frames=4, max_frames=4), title)  # at most (4, H, W, 3)
+        pictures += list(frames)
+    pieces = [_text_piece(title, room, 12, SHADES[kind])]
+    per_line = room // (EDGE + 4)
+    for start in range(0, len(pictures), per_line):
+        pieces.append(_strip(pictures[start : start + per_line], room, kind))
+    pieces += [_text_piece(text, room, 15, SHADES[kind]) for text in _values(instance, "text")]
+    return _stack(pieces, width, SHADES[kind])
+
+
+def _strip(pictures: list[np.ndarray], width: int, kind: str) -> Image.Image:
+    edge = EDGE if len(pictures) > 1 else min(2 * EDGE, max(EDGE, *pictures[0].shape[:2]))  # a page needs more room
+    thumbnails = []
+    for picture in map(Image.fromarray, pictures):
+        scale = edge / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        thumbnails.append(picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC))
+    strip = Image.new("RGB", (width, max(thumbnail.height for thumbnail in thumbnails)), SHADES[kind])
+    for n, thumbnail in enumerate(thumbnails):
+        strip.paste(thumbnail, (n * (EDGE + 4), 0))
+    return strip
+
+
+def _stack(pieces: list[Image.Image], width: int, colour: Any, margin: int = GAP) -> Image.Image:
+    sheet = Image.new("RGB", (width, sum(piece.height + margin // 2 for piece in pieces) + margin), colour)
+    top = margin // 2
+    for piece in pieces:
+        sheet.paste(piece, (margin, top))
+        top += piece.height + margin // 2
+    return sheet
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+def _text_piece(text: str, width: int, size: int, ground: Any = "white", max_lines: int = 8) -> Image.Image:
+    lines = _wrapped(text, _font(size).getlength, width, width // size)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], lines[max_lines - 1].rstrip() + " …"]
+    piece = Image.new("RGB", (width, round(1.3 * size * max(len(lines), 1))), ground)
+    for n, line in enumerate(lines):
+        ImageDraw.Draw(piece).text((0, round(1.3 * size * n)), line, fill=INK, font=_font(size))
+    return piece
+
+
+def _wrapped(text: str, length: Callable[[str], float], width: float, longest: int) -> list[str]:
+    """Lines of at most `width`; words over `longest` signs, and scripts without spaces, break anywhere."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for piece in re.findall(rf"\S{{1,{longest}}}\s*", paragraph):
+            if line and length((line + piece).rstrip()) > width:
+                lines.append(line.rstrip())
+                line = ""
+            line += piece
+        lines.append(line.rstrip())
+    return lines
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m q3vl_mini.data`: a contact sheet of a task of Emoji World, and the task as a folder if wanted."""
+    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.data", description=main.__doc__)
+    parser.add_argument("task", help="name of a task, e.g. text_to_image; a wrong name lists them all")
+    parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
+    parser.add_argument("--n", type=int, default=200, help="number of queries (default 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=8, help="queries on the sheet (default 8)")
+    parser.add_argument("--out", type=Path, required=True, help="the contact sheet, a picture file")
+    parser.add_argument("--save", type=Path, help="also write the quadruple into this folder")
+    options = parser.parse_args(arguments)
+    from .emoji_world.tasks import build
+
+    try:
+        quadruple = build(options.task, options.split, options.n, options.seed)
+    except ValueError as error:  # an unknown task, or one that this split lacks
+        parser.error(str(error))
+    quadruple = replace(quadruple, meta={**quadruple.meta, "licence": EMOJI_WORLD_LICENCE})
+    contact_sheet(quadruple, options.rows, options.seed).save(options.out)
+    print(f"{options.out}: {min(options.rows, len(quadruple))} of {len(quadruple)} queries of {quadruple.name}")
+    if options.save:
+        save_quadruple(quadruple, options.save)
+        print(f"{options.save}: {len(quadruple)} queries, {len(quadruple.corpus)} documents")
+
+
+if __name__ == "__main__":
+    main()
