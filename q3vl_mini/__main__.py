@@ -1,0 +1,5 @@
+"""`python -m q3vl_mini` and `accelerate launch -m q3vl_mini` are the command `q3vl-mini`."""
+
+import runpy
+
+runpy.run_module("q3vl_mini.cli", run_name="__main__")

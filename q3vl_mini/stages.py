@@ -1,0 +1,540 @@
+"""The recipes of the report's figure 5: bootstrap, s0, s1, the reranker, s2, s3, and the run of all of them.
+
+Each stage reads only what earlier stages wrote, and writes a folder: model/ (Hub format), log.jsonl, curve.png,
+mined.json where it mined, and metrics.json last: a stage that has it is finished and is not run again.
+"""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from tqdm.auto import tqdm
+
+from . import backbone, evaluate, merge, mining
+from .compression import Quantizers
+from .config import MiningConfig, Preset, StageConfig, load_config, save_config
+from .data import Teacher, load_quadruple, mixed_batches
+from .embedder import Embedder
+from .emoji_world import tasks
+from .forward import VisualStore
+from .media import MediaBudget
+from .records import Quadruple, Relevance
+from .reranker import Reranker
+from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
+
+EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
+ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
+
+
+class Run:
+    """A preset at work in a folder: what all stages share, and where each one's things lie.
+
+    The vision tower is frozen, so one VisualStore serves every stage and both models.
+    """
+
+    def __init__(self, preset: Preset, folder: str | Path, progress: bool = True):
+        self.preset, self.folder, self.progress = preset, Path(folder), progress
+        data, half = preset.data, preset.dtype == "float16"
+        self.store = VisualStore(data.store_mb * 2**20)
+        self.budget = MediaBudget(
+            image_min_tokens=data.image_min_tokens,
+            image_max_tokens=data.image_max_tokens,
+            video_max_tokens=data.video_max_tokens,
+            fps=data.fps,
+            max_frames=data.max_frames,
+        )
+        # the models compute in the dtype that the preset names; what accelerate adds for float16 is loss scaling
+        gpu = torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=not gpu, mixed_precision="fp16" if half and gpu else "no")
+        self.is_main = self.accelerator.is_main_process
+        file = self.folder / "config.json"
+        if file.is_file() and load_config(file) != preset:
+            raise ValueError(
+                f"{file} is of another configuration; give another folder, remove this one, or go on with --config "
+                f"{file}"
+            )
+        if self.is_main:
+            save_config(preset, file)
+        self.accelerator.wait_for_everyone()
+
+    def model(self, stage: str, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
+        """The Embedder or Reranker that a stage wrote; "raw" is the backbone, with a fresh adapter if trainable."""
+        if stage != "raw":
+            self.metrics(stage)  # says so if the stage is not finished
+        path = self.preset.backbone if stage == "raw" else self.folder / stage / "model"
+        dtype = getattr(torch, self.preset.dtype) if self.preset.dtype else None
+        loaded = backbone.load(path, device=self.accelerator.device, dtype=dtype, trainable=trainable)
+        if stage == "raw":
+            loaded.model.requires_grad_(False)
+            if trainable:
+                torch.manual_seed(self.preset.seed)
+                loaded.model = backbone.add_lora(loaded.model, self.preset.lora_rank, self.preset.lora_alpha)
+        return kind.from_backbone(
+            loaded,
+            template=self.preset.template,
+            autocast=getattr(torch, self.preset.autocast) if self.preset.autocast else None,
+            max_length=self.preset.data.max_length,
+            budget=self.budget,
+            store=self.store,
+        )
+
+    def objective(self, model: Embedder) -> tuple[dict[str, Any], Quantizers | None]:
+        """The options of embedding_loss that the preset names, and the learned steps among them."""
+        dims = [d or model.dim for d in self.preset.dims]
+        quantizers = None
+        if self.preset.quantizers:
+            quantizers = model.quantizers or Quantizers(dims).to(self.accelerator.device)
+        options = {"dims": dims, "dim_weights": self.preset.dim_weights, "quantizers": quantizers}
+        return options | {"quantizer_weights": dict(self.preset.quantizers)}, quantizers
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        file = self.folder / stage / "metrics.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.folder} has no finished stage {stage!r} ({file}); run it first")
+        return json.loads(file.read_text())
+
+    def finished(self, stage: str) -> bool:
+        return (self.folder / stage / "metrics.json").is_file()
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def sub_dataset(name: str, rows: int, seed: int) -> Quadruple:
+    """`rows` training queries of an Emoji World task, or of a folder that data.save_quadruple wrote."""
+    if name not in tasks.TASKS and (Path(name) / "card.json").is_file():
+        quadruple = load_quadruple(name)
+        chosen = np.random.default_rng([seed, 5]).permutation(len(quadruple))[:rows]
+        return quadruple.select(sorted(chosen.tolist()))
+    return tasks.build(name, "train", rows, seed)
+
+
+def training_data(config: StageConfig, seed: int) -> list[Quadruple]:
+    """The sub-datasets of a stage. The same seed for all stages: they share pictures, whose features are kept."""
+    return [sub_dataset(name, rows, seed) for name, rows in config.tasks.items()]
+
+
+def mined_data(run: Run, stage: str) -> list[Quadruple]:
+    """A stage's data with refined positives and mined negatives (section 3.3); labels are kept in mined.json.
+
+    What another stage mined with the same miner, setting and rows is read, not mined again: the reranker trains on
+    the data of s1. Graded pairs (STS) are left as they are.
+    """
+    config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
+    quadruples = training_data(config, run.preset.seed)
+    if config.mining is None:
+        return quadruples
+    known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)
+    todo = [q for q in quadruples if q.name not in known and all(r.scores is None for r in q.relevance)]
+    if todo and run.is_main:
+        miner = run.model(config.mining.miner)
+        vectors = evaluate.encoded(miner, todo, batch_size=run.preset.data.batch_size, progress=run.progress)
+        for quadruple, queries, corpus in vectors:
+            known[quadruple.name] = _mine(quadruple, queries, corpus, config.mining)
+    if run.is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kept = {q.name: known[q.name] for q in quadruples if q.name in known}
+        _write(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
+    run.accelerator.wait_for_everyone()
+    known = json.loads(file.read_text())["labels"]
+    return [_with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
+
+
+def _write(file: Path, content: Any) -> None:
+    """JSON in one move: what exists is whole."""
+    partial_file = file.with_name(file.name + ".partial")
+    partial_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(partial_file, file)
+
+
+def _mine(quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config: MiningConfig) -> dict[str, Any]:
+    setting = {name: value for name, value in asdict(config).items() if name != "miner"}
+    found = mining.mine(quadruple, queries, corpus, **setting)
+    return {"rows": [[q.row, q.positives, q.negatives] for q in found.queries], "report": found.report}
+
+
+def _with_labels(quadruple: Quadruple, labels: Mapping[str, Any]) -> Quadruple:
+    kept = quadruple.select([row for row, _, _ in labels["rows"]])
+    relevance = [Relevance(tuple(positives), tuple(negatives)) for _, positives, negatives in labels["rows"]]
+    return replace(kept, relevance=relevance, meta={**kept.meta, "mining": labels["report"]})
+
+
+def _mined_elsewhere(run: Run, stage: str) -> dict[str, Any]:
+    config, known = run.preset.stages[stage], {}
+    for file in run.folder.glob("*/mined.json"):
+        other = json.loads(file.read_text())
+        if other["mining"] == asdict(config.mining):
+            same = {name for name, rows in config.tasks.items() if other["tasks"].get(name) == rows}
+            known |= {name: labels for name, labels in other["labels"].items() if name in same}
+    return known
+
+
+def teacher_logits(reranker: Any, quadruples: list[Quadruple], n_negatives: int, batch_size: int) -> dict[str, Teacher]:
+    """The reranker's margins of each query's first positive and first n_negatives, by name, row and document."""
+    out: dict[str, Teacher] = {}
+    for quadruple in tqdm(quadruples, desc="teacher", leave=False):
+        chosen = [(r.positives[0], *r.negatives[:n_negatives]) for r in quadruple.relevance]
+        wanted = [(i, document) for i, documents in enumerate(chosen) for document in documents]
+        pairs = [(quadruple.queries[i], quadruple.corpus[d]) for i, d in wanted]
+        logits = reranker.logits(pairs, instruction=quadruple.instruction, batch_size=batch_size)
+        rows: dict[int, dict[int, float]] = {}
+        for (i, d), logit in zip(wanted, logits.tolist(), strict=True):
+            rows.setdefault(i, {})[d] = logit
+        out[quadruple.name] = rows
+    return out
+
+
+# --- the stages ---------------------------------------------------------------------------------------------
+
+
+def train_contrastive(run: Run, stage: str) -> None:
+    """bootstrap, s0 and s1: mine, then InfoNCE with the terms, or the losses by task, that the config names.
+
+    bootstrap only stands in for the existing model that mines stage 1 (GME in the report).
+    """
+    model = run.model(run.preset.stages[stage].start, trainable=True)
+    options, quantizers = run.objective(model)
+    loss = partial(_embedding, stage=run.preset.stages[stage], options=options)
+    _train(run, stage, model, loss, mined_data(run, stage), quantizers)
+
+
+def train_reranker(run: Run, stage: str = "reranker") -> None:
+    """The reranker, from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1."""
+    model = run.model(run.preset.stages[stage].start, Reranker, trainable=True)
+    _train(run, stage, model, reranker_step, mined_data(run, stage))
+
+
+def distil(run: Run, stage: str = "s2") -> None:
+    """s2: s1 taught by the reranker's logits over one positive and k negatives, computed once and kept."""
+    config, file = run.preset.stages[stage], run.folder / stage / "teacher.json"
+    quadruples = mined_data(run, stage)
+    if run.is_main and not file.is_file():
+        teacher = run.model("reranker", Reranker)
+        logits = teacher_logits(teacher, quadruples, config.n_negatives, run.preset.data.batch_size)
+        _write(file, logits)
+    run.accelerator.wait_for_everyone()
+    stored = json.loads(file.read_text())
+    teacher = {
+        name: {int(i): {int(d): logit for d, logit in row.items()} for i, row in rows.items()}
+        for name, rows in stored.items()
+    }
+    model = run.model(config.start, trainable=True)
+    options, quantizers = run.objective(model)
+
+    def loss(encode, batch):
+        return distillation_step(encode, batch, config, **options)
+
+    _train(run, stage, model, loss, quadruples, quantizers, teacher)
+
+
+def merge_models(run: Run, stage: str = "s3") -> None:
+    """s3: Self Positioning of s1 and s2 around the raw backbone, on a probe set of s1's data, as one adapter.
+
+    The learned steps of the quantisers are the means of those of s1 and s2.
+    """
+    config, s1, began = run.preset.merge, run.preset.stages["s1"], time.monotonic()
+    vectors, quantizers = [], []
+    for source in ("s1", "s2"):
+        model = run.model(source)
+        scaling = run.preset.lora_alpha / run.preset.lora_rank
+        vectors.append(merge.task_vector(get_peft_model_state_dict(model.model), scaling))
+        quantizers.append(model.quantizers)
+    raw = run.model("raw")
+    probe = [q.select(range(min(config.probe, len(q)))) for q in mined_data(run, "s1")]
+    batches = _batches(probe, s1, config.steps, run.preset.seed)(0)
+    options = run.objective(raw)[0] | {"quantizers": None, "quantizer_weights": None}
+    bar = tqdm(total=config.steps, desc=stage, disable=not (run.progress and run.is_main))
+
+    def loss_at(delta: merge.Vector) -> torch.Tensor:
+        with merge.apply_delta(raw.model, delta):
+            bar.update()
+            return embedding_loss(lambda rows, i: raw(raw.collate(rows, i)), next(batches), s1, **options)
+
+    with bar:
+        found = merge.self_position(loss_at, vectors, mu=config.mu, steps=config.steps, lr=config.lr)
+    adapter = merge.to_adapter(merge.position(vectors, found.a, found.lam), config.rank)
+    raw.backbone.model = raw.model = backbone.add_lora(raw.model, adapter.rank, adapter.rank)
+    set_peft_model_state_dict(raw.model, adapter.state)
+    log = [{"step": i + 1, **row} for i, row in enumerate(found.history)]
+    facts = {"a": found.a, "lambda": found.lam, "angle": merge.angle(*vectors), "adapter_error": adapter.error}
+    if run.is_main:
+        (run.folder / stage).mkdir(parents=True, exist_ok=True)
+        (run.folder / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    steps = _mean_quantizers(*quantizers) if None not in quantizers else None
+    _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
+
+
+def _mean_quantizers(one: Quantizers, other: Quantizers) -> Quantizers:
+    mean = Quantizers([int(d) for d in one["int8"]])
+    states = one.state_dict(), other.state_dict()
+    mean.load_state_dict({k: (v + states[1][k]) / 2 if v.is_floating_point() else v for k, v in states[0].items()})
+    return mean.eval()
+
+
+def _embedding(encode, batch, stage: StageConfig, options: dict[str, Any]) -> torch.Tensor:
+    return embedding_loss(encode, batch, stage, **options)
+
+
+def _batches(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):
+    """`fit`'s stream: the batches from number `start` on."""
+
+    def stream(start: int) -> Iterator:
+        return mixed_batches(
+            quadruples,
+            batch_size=config.batch_size,
+            n_negatives=config.n_negatives,
+            steps=steps,
+            seed=seed,
+            start=start,
+            exponent=config.exponent,
+            teacher=teacher,
+        )
+
+    return stream
+
+
+def _train(
+    run: Run,
+    stage: str,
+    model: Embedder | Reranker,
+    loss: LossOnBatch,
+    quadruples: list[Quadruple],
+    quantizers: Quantizers | None = None,
+    teacher: Mapping[str, Teacher] | None = None,
+) -> None:
+    config, folder, began = run.preset.stages[stage], run.folder / stage, time.monotonic()
+    stream = _batches(quadruples, config, config.steps * config.accumulate, run.preset.seed, teacher)
+    log = fit(
+        model,
+        loss,
+        stream,
+        config,
+        folder,
+        quantizers=quantizers,
+        accelerator=run.accelerator,
+        progress=run.progress,
+    )
+    mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}
+    seconds = max(time.monotonic() - began, log[-1]["seconds"])  # the log counts earlier, interrupted tries too
+    _finish(run, stage, model, log, quantizers, seconds, {"mining": mined})
+
+
+def _finish(run: Run, stage: str, model, log: list[dict], quantizers, seconds: float, facts: dict[str, Any]) -> None:
+    """Save the model with its card, the curve, and last metrics.json: did it beat what it started from?"""
+    if run.is_main:
+        folder, preset = run.folder / stage, run.preset
+        start = preset.stages[stage].start if stage in preset.stages else "s1"
+        validation = {"before": _validation_of_start(run, start, type(model)), "after": _validate(run, model)}
+        card = {"role": model.role, "template": preset.template, "preset": preset.name, "stage": stage}
+        card |= {"seed": preset.seed, "git": git_revision()}
+        if validation["after"] is not None:
+            card["validation"] = validation
+        backbone.save(folder / "model", model.model, model.processor, card, quantizers)
+        plot_curve(log, folder / "curve.png", stage)
+        metrics = {"validation": validation, "final_loss": _mean_loss(log), "training_s": round(seconds, 1), **facts}
+        _write(folder / "metrics.json", metrics)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    run.accelerator.wait_for_everyone()
+
+
+def _mean_loss(log: list[dict], last: int = 20) -> float:
+    return float(np.mean([row["loss"] for row in log[-last:]]))
+
+
+def _validation_of_start(run: Run, start: str, kind: type) -> float | None:
+    if not run.preset.data.validation_rows:
+        return None
+    return run.metrics(start)["validation"]["after"] if start != "raw" else _validate(run, run.model("raw", kind))
+
+
+def _validate(run: Run, model: Embedder | Reranker) -> float | None:
+    """Mean over the columns on a few validation rows; of a reranker the share of pairs in the right order."""
+    rows = run.preset.data.validation_rows
+    if not rows:
+        return None
+    quadruples = tasks.benchmark("validation", rows, run.preset.data.test_seed)
+    if isinstance(model, Reranker):
+        retrieval = {tasks.TASKS[name].column for name in run.preset.stages["reranker"].tasks if name in tasks.TASKS}
+        chosen = [q for q in quadruples if q.task in retrieval or not retrieval]
+        return float(np.mean([_pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
+    return evaluate.mean_score(evaluate.evaluate_embedder(model, quadruples, run.preset.data.batch_size))
+
+
+def _pairs_in_order(reranker: Reranker, quadruple: Quadruple, batch_size: int) -> float:
+    """Share of queries whose positive has a higher margin than a document drawn at random; chance is 0.5."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
+        others = [d for d in range(len(quadruple.corpus)) if d not in labels.positives]
+        pairs += [(query, quadruple.corpus[labels.positives[0]]), (query, quadruple.corpus[int(rng.choice(others))])]
+    margins = reranker.logits(pairs, instruction=quadruple.instruction, batch_size=batch_size).reshape(-1, 2)
+    return float(np.mean(margins[:, 0] > margins[:, 1]))
+
+
+RECIPES = {
+    "bootstrap": partial(train_contrastive, stage="bootstrap"),
+    "s0": partial(train_contrastive, stage="s0"),
+    "s1": partial(train_contrastive, stage="s1"),
+    "reranker": train_reranker,
+    "s2": distil,
+    "s3": merge_models,
+}
+
+
+def run_stage(run: Run, stage: str) -> dict[str, Any]:
+    """Run one stage unless it is finished; returns its metrics with the wall time of all it did."""
+    if stage not in RECIPES:
+        raise ValueError(f"no stage {stage!r}; the stages are {list(RECIPES)}")
+    if stage != "s3" and stage not in run.preset.stages:
+        raise ValueError(f"the preset {run.preset.name!r} has no [stages.{stage}]; it has {list(run.preset.stages)}")
+    if not run.finished(stage):
+        began = time.monotonic()
+        RECIPES[stage](run)
+        if run.is_main:
+            metrics = run.metrics(stage) | {"wall_s": round(time.monotonic() - began, 1)}
+            _write(run.folder / stage / "metrics.json", metrics)
+        run.accelerator.wait_for_everyone()
+    return run.metrics(stage)
+
+
+# --- the run ------------------------------------------------------------------------------------------------
+
+
+def run(
+    preset: Preset,
+    folder: str | Path,
+    seed: int | None = None,
+    results: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """All stages, then the stage table: printed, as `results` (JSON; default folder/results.json) and as a figure.
+
+    Goes on where an interrupted run of the same configuration stopped. Returns the path of the results.
+    """
+    preset = preset if seed is None else replace(preset, seed=seed)
+    r = Run(preset, folder, progress)
+    results = Path(results or r.folder / "results.json")
+    stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
+    walls = {}
+    for stage in stages:
+        walls[stage] = run_stage(r, stage)["wall_s"]
+        if r.is_main and progress:
+            before, after = r.metrics(stage)["validation"].values()
+            print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}", flush=True)
+    if r.is_main:
+        began = time.monotonic()
+        records, unseen = evaluate_all(r)
+        walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
+        print(f"\n{evaluate.stage_table(records)}\n")
+        evaluate.write_results(results, run_meta(preset, walls), records, unseen)
+        evaluate.plot_stage_table(records, results.with_suffix(".png"))
+        print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
+    r.accelerator.wait_for_everyone()
+    return results
+
+
+def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/."""
+    data, folder = run.preset.data, run.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    records, unseen = {}, {}
+    benchmark = styles = None  # drawn once, and only if something is left to evaluate
+    for name in (*EMBEDDERS, "s3+reranker"):
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            began = time.monotonic()
+            benchmark = benchmark or tasks.benchmark("test", data.test_rows, data.test_seed)
+            styles = styles or tasks.unseen_styles(data.test_seed)
+            model = run.model("s3" if name == "s3+reranker" else name)
+            if name == "s3+reranker":
+                columns = evaluate.evaluate_reranker(
+                    run.model("reranker", Reranker),
+                    model,
+                    benchmark,
+                    top_k=data.rerank_top_k,
+                    batch_size=data.batch_size,
+                    progress=run.progress,
+                )
+                single = None  # thousands of pairs a percent: the table's columns show what the reranker does
+            else:
+                columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress)
+                single = unseen_scores(model, styles, data.batch_size)
+            content = {"columns": evaluate.result_records({name: columns})[name], "unseen_styles": single}
+            content["wall_s"] = round(time.monotonic() - began, 1)
+            _write(file, content)
+        content = json.loads(file.read_text())
+        records[name] = content["columns"]
+        unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
+    return records, unseen
+
+
+def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> dict[str, float]:
+    """Hit@1 and Hit@10 of single-object text-to-image retrieval, the mean over the styles, and the queries' number."""
+    scores: dict[str, list[float]] = {"hit@1": [], "hit@10": []}
+    for quadruple, queries, corpus in evaluate.encoded(embedder, styles, batch_size=batch_size):
+        for metric, values in scores.items():
+            values.append(evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score)
+    return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
+
+
+def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
+    """`meta` of the results: what ran, on what, for how long."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    return {
+        "git": git_revision(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "seed": preset.seed,
+        "preset": preset.name,
+        "cores": os.cpu_count(),
+        "wall_s": round(sum(walls.values()), 1),
+        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "stage_wall_s": dict(walls),
+    }
+
+
+def git_revision() -> str:
+    """The checkout's commit, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        ask = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        revision = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = ask(["git", "status", "--porcelain", "--untracked-files=no", "--", "."]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("+changes" if changed else "")
+
+
+def plot_curve(log: list[dict[str, Any]], path: str | Path, title: str) -> Figure:
+    """The loss of each step, and its running mean."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    steps, losses = [row["step"] for row in log], [row["loss"] for row in log]
+    axis.plot(steps, losses, color="#56B4E9", linewidth=0.8, alpha=0.6, label="loss")
+    running = [losses[0]]
+    for loss in losses[1:]:
+        running.append(0.95 * running[-1] + 0.05 * loss)
+    axis.plot(steps, running, color="#0072B2", linewidth=2, label="running mean")
+    axis.set(title=title, xlabel="step", ylabel="loss")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return figure

@@ -1,0 +1,201 @@
+"""All stages end to end on a small random checkpoint and a made-up world, through the command line's main()."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from q3vl_mini import cli, stages
+from q3vl_mini.config import (
+    DataConfig,
+    MergeConfig,
+    MiningConfig,
+    Preset,
+    StageConfig,
+    load_config,
+    load_preset,
+    preset_names,
+    save_config,
+)
+from q3vl_mini.embedder import Embedder
+from q3vl_mini.emoji_world import tasks
+from q3vl_mini.records import Quadruple, Relevance
+from q3vl_mini.reranker import Reranker
+
+WORDS = "red cat green apple blue dog white horse small tree old house new car tall ship".split()
+FAKE = {"find": "image_ret", "look": "text_ret", "name": "image_cls", "alike": "sts"}
+
+
+def fake_quadruple(name, split="train", n=8, seed=0):
+    rng = np.random.default_rng([seed, len(split), len(name)])
+    pictures = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(n)]
+    texts = [{"text": f"{WORDS[i % 16]} {i}"} for i in range(n)]
+    images = [{"image": picture} for picture in pictures]
+    queries, corpus = {"find": (texts, images), "name": (images, texts)}.get(name, (texts, [dict(t) for t in texts]))
+    scores = {"scores": None}
+    relevance = []
+    for i in range(n):
+        scores = (i / n,) if name == "alike" else None
+        relevance.append(Relevance((i,), () if scores else ((i + 1) % n,), scores))
+    return Quadruple(name, FAKE[name], "Find it.", queries, corpus, relevance)
+
+
+@pytest.fixture
+def fake_world(monkeypatch):
+    info = {name: tasks.TaskInfo(column, "Find it.", None) for name, column in FAKE.items()}
+    monkeypatch.setattr(tasks, "TASKS", info)
+    monkeypatch.setattr(tasks, "build", fake_quadruple)
+    monkeypatch.setattr(tasks, "benchmark", lambda split, n, seed: [fake_quadruple(k, split, 10, seed) for k in FAKE])
+    styles = [replace(fake_quadruple("find", "test", 12, i), name=f"unseen/{i}") for i in (1, 2)]
+    monkeypatch.setattr(tasks, "unseen_styles", lambda seed: styles)
+
+
+def small_preset(checkpoint):
+    base = StageConfig(steps=3, batch_size=4, n_negatives=1, lr=5e-3, tasks={"find": 8, "look": 8}, checkpoint_every=2)
+    mining = MiningConfig("bootstrap", k=8, t_plus=-1.0, delta_minus=1.0, n_negatives=3)
+    every = ("query_document", "query_query", "document_document")
+    by_s0 = replace(mining, miner="s0")
+    return Preset(
+        name="fake",
+        backbone=str(checkpoint),
+        dims=(0, 32),
+        quantizers={"int8": 0.5},
+        lora_rank=4,
+        lora_alpha=4,
+        stages={
+            "bootstrap": base,
+            "s0": replace(base, terms=every, mining=mining),
+            "s1": replace(base, start="s0", tasks=dict.fromkeys(FAKE, 8), loss_per_task=True, mining=by_s0),
+            "reranker": replace(base, tasks={"find": 8}, mining=by_s0),
+            "s2": replace(base, start="s1", tasks={"find": 6}, mining=replace(mining, miner="s1")),
+        },
+        data=DataConfig(test_rows=10, validation_rows=4, rerank_top_k=3, batch_size=8),
+        merge=MergeConfig(steps=2, probe=8, rank=8),
+    )
+
+
+def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fake_world, tmp_path, capsys):
+    save_config(small_preset(small_checkpoint), tmp_path / "fake.json")
+    folder, results = tmp_path / "run", tmp_path / "results" / "fake.json"
+    command = ["run", "--config", str(tmp_path / "fake.json"), "--folder", str(folder), "--results", str(results)]
+    cli.main([*command, "--seed", "3", "--quiet"])
+
+    written = json.loads(results.read_text())
+    models = ["raw", "s0", "s1", "s2", "s3", "s3+reranker"]
+    assert list(written["models"]) == models and list(written["unseen_styles"]) == models[:-1]
+    assert set(written["models"]["s3"]) == {*FAKE.values(), "mean", "datasets"}
+    assert set(written["models"]["s3"]["sts"]) == {"score", "metric", "n_queries", "n_candidates", "chance", "ci"}
+    assert set(written["unseen_styles"]["s3"]) == {"hit@1", "hit@10", "n"} and written["unseen_styles"]["s3"]["n"] == 24
+    meta = written["meta"]
+    assert (meta["seed"], meta["preset"]) == (3, "fake") and meta["peak_rss_mb"] > 100
+    assert set(meta["stage_wall_s"]) == {"bootstrap", "s0", "s1", "reranker", "s2", "s3", "evaluation"}
+    assert results.with_suffix(".png").stat().st_size > 1000
+    assert re.search(r"^\| s3\+reranker \|", capsys.readouterr().out, re.M)
+
+    vectors = {}
+    for stage in stages.ORDER:
+        files = {file.name for file in (folder / stage).iterdir()}
+        assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
+        assert set(json.loads((folder / stage / "metrics.json").read_text())["validation"]) == {"before", "after"}
+        kind = Reranker if stage == "reranker" else Embedder
+        model = kind(folder / stage / "model")
+        assert model.card["stage"] == stage and model.template == "report"
+        if kind is Embedder:
+            assert model.quantizers.of(64, "int8").initialised
+            vectors[stage] = model.encode(["a red cat"])[0]
+    raw = Embedder(small_checkpoint, template="report").encode(["a red cat"])[0]
+    for name, start in {"s0": raw, "s1": vectors["s0"], "s2": vectors["s1"], "s3": vectors["s1"]}.items():
+        assert np.abs(vectors[name] - start).max() > 1e-4, name
+    merged = json.loads((folder / "s3" / "metrics.json").read_text())
+    assert merged["adapter_error"] < 1e-4 and len(merged["a"]) == 2  # rank 4 + 4 fits into 8 exactly
+
+    mined = {stage: json.loads((folder / stage / "mined.json").read_text()) for stage in ("s0", "s1", "reranker", "s2")}
+    assert "alike" not in mined["s1"]["labels"] and set(mined["reranker"]["labels"]) == {"find"}
+    assert mined["reranker"]["labels"]["find"] == mined["s1"]["labels"]["find"]
+    teacher = json.loads((folder / "s2" / "teacher.json").read_text())["find"]
+    assert len(teacher) == len(mined["s2"]["labels"]["find"]["rows"]) and all(len(row) == 2 for row in teacher.values())
+
+    # again: nothing is trained or evaluated a second time, and the saved configuration gives the same results
+    times = {
+        file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and file.name != "config.json"
+    }
+    cli.main(
+        ["run", "--config", str(folder / "config.json"), "--folder", str(folder), "--results", str(results), "--quiet"]
+    )
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items())
+    assert json.loads(results.read_text())["models"] == written["models"]
+
+
+def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_world, tmp_path):
+    preset = small_preset(small_checkpoint)
+    stages.Run(preset, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="is of another configuration"):
+        stages.Run(replace(preset, seed=9), tmp_path, progress=False)
+
+
+def test_a_stage_without_its_forerunner_says_what_to_run(small_checkpoint, fake_world, tmp_path):
+    run = stages.Run(small_preset(small_checkpoint), tmp_path, progress=False)
+    with pytest.raises(FileNotFoundError, match="no finished stage 's0'.*run it first"):
+        stages.run_stage(run, "s1")
+
+
+def test_an_interrupted_stage_goes_on_and_ends_like_an_uninterrupted_one(
+    small_checkpoint, fake_world, tmp_path, monkeypatch
+):
+    preset = small_preset(small_checkpoint)
+    whole, cut = (stages.Run(preset, tmp_path / name, progress=False) for name in ("whole", "cut"))
+    stages.run_stage(whole, "bootstrap")
+    fit = stages.fit
+    monkeypatch.setattr(stages, "fit", lambda *a, **k: fit(*a, **k, stop_after=2) and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stages.run_stage(cut, "bootstrap")
+    assert not cut.finished("bootstrap")
+    monkeypatch.setattr(stages, "fit", fit)
+    stages.run_stage(cut, "bootstrap")
+    one, other = ((run.folder / "bootstrap/model/adapter_model.safetensors").read_bytes() for run in (whole, cut))
+    assert one == other
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
+    preset = load_preset(name)
+    assert preset.name == name and set(preset.stages) == {"bootstrap", "s0", "s1", "reranker", "s2"}
+    unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(tasks.TASKS)
+    assert not unknown
+    assert "similarity" not in preset.stages["s0"].tasks  # graded pairs are no positives for InfoNCE
+    mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
+    assert reranker.mining == mining and reranker.tasks.items() <= preset.stages["s1"].tasks.items()
+    save_config(preset, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == preset
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ('name = "x"\nbackbone = "y"\nlearning_rate = 1\n[stages]', r"top level has unknown keys \['learning_rate'\]"),
+        ('name = "x"\nbackbone = "y"\n[stages.s0]\nstep = 5', r"stages.s0 has unknown keys \['step'\].*'steps'"),
+        ('name = "x"\nbackbone = "y"\n[stages.s0]\nsteps = 1.5', "stages.s0.steps is 1.5; expected int"),
+        ('name = "x"\nbackbone = "y"\n[stages.s0]\nterms = ["qq"]', r"stages.s0: unknown terms \['qq'\]"),
+        ('name = "x"\n[stages]', r"top level lacks \['backbone'\]"),
+    ],
+)
+def test_a_wrong_preset_is_refused_by_place(tmp_path, text, message):
+    (tmp_path / "wrong.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_preset(tmp_path / "wrong.toml")
+
+
+def test_an_unknown_preset_lists_those_that_exist():
+    with pytest.raises(FileNotFoundError, match="colab.*full.*tiny"):
+        load_preset("huge")
+
+
+def test_help_shows_examples_of_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert all(f"q3vl-mini {command}" in out for command in ("run", "train", "eval", "pretrain", "data"))

@@ -1,0 +1,352 @@
+"""The training loop, its objectives, the gradient cache and several processes, on a small random checkpoint."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from accelerate import Accelerator
+from PIL import Image
+
+from q3vl_mini import backbone, train
+from q3vl_mini.compression import Quantizers, truncate
+from q3vl_mini.config import StageConfig
+from q3vl_mini.data import mixed_batches
+from q3vl_mini.embedder import Embedder
+from q3vl_mini.forward import VisualStore
+from q3vl_mini.losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
+from q3vl_mini.records import Quadruple, Relevance
+from q3vl_mini.reranker import Reranker
+
+WORDS = "red cat green apple blue dog white horse small tree old house new car tall ship".split()
+STAGE = StageConfig(steps=6, batch_size=4, n_negatives=2, lr=5e-3, quantizer_lr=1e-4, checkpoint_every=2)
+ALL_TERMS = ("query_document", "query_query", "document_document")
+
+
+def picture(i):
+    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+
+
+def text_task(task="text_ret", n=8, scores=False):
+    queries = [{"text": f"{WORDS[i]} {WORDS[(3 * i + 1) % 16]}"} for i in range(n)]
+    corpus = [{"text": f"{WORDS[(i + 5) % 16]} {i}"} for i in range(n)]
+    relevance = [
+        Relevance((i,), scores=(i / n,)) if scores else Relevance((i,), tuple((i + k) % n for k in range(1, 2 + i % 2)))
+        for i in range(n)
+    ]
+    return Quadruple(f"fake {task}", task, "Find the text.", queries, corpus, relevance)
+
+
+def image_task(n=6):
+    corpus = [{"image": picture(i)} for i in range(n)]
+    relevance = [Relevance((i,), ((i + 1) % n,)) for i in range(n)]
+    queries = [{"text": f"picture of {word}"} for word in WORDS[:n]]
+    return Quadruple("fake image_ret", "image_ret", "Find the picture.", queries, corpus, relevance)
+
+
+def embedder(checkpoint, kind=Embedder):
+    torch.manual_seed(0)
+    loaded = backbone.load(checkpoint)
+    loaded.model = backbone.add_lora(loaded.model, 4, 4)
+    return kind.from_backbone(loaded, template="report", store=VisualStore())
+
+
+def encode_with(model):
+    return lambda rows, instruction: model(model.collate(rows, instruction))
+
+
+def stream(quadruples, stage, teacher=None):
+    return lambda start: mixed_batches(
+        quadruples,
+        batch_size=stage.batch_size,
+        n_negatives=stage.n_negatives,
+        steps=stage.steps * stage.accumulate,
+        seed=0,
+        start=start,
+        teacher=teacher,
+    )
+
+
+def first_batch(quadruple, stage=STAGE, teacher=None):
+    return next(iter(stream([quadruple], stage, teacher)(0)))
+
+
+def trainable(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model, loss_on_batch, batch, chunk=0):
+    model.zero_grad()
+    encode, replay = encode_with(model), lambda: None
+    if chunk:
+        encode, replay = train.gradient_cache(encode, chunk)
+    loss = loss_on_batch(encode, batch)
+    loss.backward()
+    replay()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def plain_loss(stage=STAGE):
+    return partial(train.embedding_loss, stage=stage, dims=[64])
+
+
+def test_the_loss_falls_and_only_lora_and_quantiser_steps_change(small_checkpoint, tmp_path):
+    model, quantizers = embedder(small_checkpoint), Quantizers([64, 32])
+    stage = replace(STAGE, steps=60, checkpoint_every=100)
+    loss = partial(
+        train.embedding_loss,
+        stage=stage,
+        dims=[64, 32],
+        quantizers=quantizers,
+        quantizer_weights={"int8": 0.5, "binary": 0.5},
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    log = train.fit(
+        model,
+        loss,
+        stream([text_task(), image_task()], stage),
+        stage,
+        tmp_path,
+        quantizers=quantizers,
+        progress=False,
+    )
+    assert np.mean([r["loss"] for r in log[-8:]]) < 0.7 * np.mean([r["loss"] for r in log[:8]])
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+    assert {name for name in before if "lora_" in name} == changed
+    fresh = Quantizers([64, 32])
+    fresh.train()
+    batch = first_batch(text_task(), stage)
+    with torch.no_grad():
+        fresh(encode_with(embedder(small_checkpoint))(batch.queries, batch.instruction), 64, "int8")
+    assert quantizers.of(64, "int8").step.item() != fresh.of(64, "int8").step.item()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == log and set(rows[0]) == {"step", "loss", "lr", "grad_norm", "seconds", "data"}
+    assert {name for row in rows for name in row["data"]} == {"fake text_ret", "fake image_ret"}
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(small_checkpoint, tmp_path):
+    def run(folder, stops):
+        for stop in stops:
+            model, quantizers = embedder(small_checkpoint), Quantizers([64])
+            loss = partial(plain_loss(), quantizers=quantizers, quantizer_weights={"int8": 1.0})
+            batches = stream([text_task(), image_task()], STAGE)
+            options = {"quantizers": quantizers, "progress": False, "stop_after": stop}
+            log = train.fit(model, loss, batches, STAGE, folder, **options)
+        return trainable(model), quantizers.state_dict(), log
+
+    whole, interrupted = run(tmp_path / "whole", [None]), run(tmp_path / "parts", [3, 4, None])
+    assert [r["step"] for r in interrupted[2]] == list(range(1, 7))
+    assert [(r["loss"], r["lr"], r["grad_norm"]) for r in whole[2]] == [
+        (r["loss"], r["lr"], r["grad_norm"]) for r in interrupted[2]
+    ]
+    for a, b in zip(whole[:2], interrupted[:2], strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    other = run(tmp_path / "shorter", [4])  # the comparison can fail
+    assert any(not torch.equal(whole[0][name], other[0][name]) for name in whole[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpoint, chunk):
+    model, stage = embedder(small_checkpoint), replace(STAGE, terms=ALL_TERMS, batch_size=6)
+    with torch.no_grad():  # B starts at zero, which would hide A's gradients
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.1)
+    batch = first_batch(image_task(), stage)
+    loss, plain = gradients(model, plain_loss(stage), batch)
+    cached_loss, cached = gradients(model, plain_loss(stage), batch, chunk)
+    assert loss == pytest.approx(cached_loss, rel=1e-5) and plain.keys() == cached.keys()
+    scale = max(g.abs().max() for g in plain.values())
+    assert scale > 1e-3
+    assert all(torch.allclose(plain[n], cached[n], atol=1e-4 * scale, rtol=1e-3) for n in plain)
+
+
+def test_a_cache_without_its_replay_leaves_the_weights_without_gradients(small_checkpoint):
+    model, batch = embedder(small_checkpoint), first_batch(text_task())
+    encode, _ = train.gradient_cache(encode_with(model), 2)
+    plain_loss()(encode, batch).backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("task", ["image_cls", "text_cls", "video_cls"])
+def test_classification_contrasts_a_label_with_its_own_wrong_labels_only(small_checkpoint, task):
+    model, stage = embedder(small_checkpoint), replace(STAGE, loss_per_task=True)
+    batch = first_batch(text_task(task), stage)
+    encode = encode_with(model)
+    found = plain_loss(stage)(encode, batch).item()
+    q = encode(batch.queries, batch.instruction)
+    rows = []
+    for i, (positive, negatives) in enumerate(zip(batch.positives, batch.negatives, strict=True)):
+        scores = encode([positive, *negatives], None) @ q[i] / stage.temperature
+        rows.append(-scores.log_softmax(0)[0])
+    assert found == pytest.approx(torch.stack(rows).mean().item(), rel=1e-4)
+    assert train.loss_of(batch, stage) is classification_loss
+    assert found != pytest.approx(plain_loss(replace(stage, loss_per_task=False))(encode, batch).item(), rel=1e-3)
+
+
+def test_graded_pairs_get_cosent_at_every_prefix(small_checkpoint):
+    model, stage = embedder(small_checkpoint), replace(STAGE, loss_per_task=True)
+    batch, encode = first_batch(text_task("sts", scores=True), stage), encode_with(model)
+    found = train.embedding_loss(encode, batch, stage, dims=[64, 16], dim_weights=[1.0, 0.5]).item()
+    q, d, scores = encode(batch.queries, batch.instruction), encode(batch.positives, None), torch.tensor(batch.scores)
+    parts = [cosent_loss(truncate(q, k), truncate(d, k), scores, temperature=stage.temperature) for k in (64, 16)]
+    assert found == pytest.approx((parts[0] + 0.5 * parts[1]).item(), rel=1e-4)
+
+
+def test_graded_pairs_are_refused_where_infonce_would_pull_unlike_texts_together(small_checkpoint):
+    batch = first_batch(text_task("sts", scores=True))
+    with pytest.raises(ValueError, match="fake sts has graded pairs"):
+        plain_loss()(encode_with(embedder(small_checkpoint)), batch)
+
+
+@pytest.mark.parametrize("terms", [ALL_TERMS, ("query_document",), ("query_document", "others_negatives")])
+def test_other_tasks_get_infonce_with_the_terms_of_the_stage(small_checkpoint, terms):
+    model, stage = embedder(small_checkpoint), replace(STAGE, loss_per_task=True, terms=terms)
+    batch, encode = first_batch(text_task(), stage), encode_with(model)
+    q, d = encode(batch.queries, batch.instruction), encode(batch.positives, None)
+    negatives = torch.zeros(len(q), 2, 64)
+    mask = torch.zeros(len(q), 2, dtype=torch.bool)
+    for i, documents in enumerate(batch.negatives):
+        for k, document in enumerate(documents):
+            negatives[i, k], mask[i, k] = encode([document], None)[0], True
+    ids = [(batch.negative_ids[i] + [-1, -1])[:2] for i in range(len(q))]
+    expected = info_nce(
+        q,
+        d,
+        negatives,
+        negatives_mask=mask,
+        document_ids=torch.tensor(batch.positive_ids),
+        negative_ids=torch.tensor(ids),
+        temperature=stage.temperature,
+        query_query="query_query" in terms,
+        document_document="document_document" in terms,
+        others_negatives="others_negatives" in terms,
+    )
+    assert plain_loss(stage)(encode, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert mask.any() and not mask.all()  # the lists are ragged
+
+
+def test_distillation_follows_the_teacher_logits_of_the_batch(small_checkpoint):
+    task = text_task()
+    teacher = {task.name: {i: {d: float(i - d) for d in (i, *r.negatives)} for i, r in enumerate(task.relevance)}}
+    batch, encode = first_batch(task, teacher=teacher), encode_with(embedder(small_checkpoint))
+    found = train.distillation_step(encode, batch, STAGE, dims=[64]).item()
+    rows = []
+    for query, positive, negatives, logits in zip(
+        batch.queries, batch.positives, batch.negatives, batch.teacher, strict=True
+    ):
+        q, c = encode([query], batch.instruction), encode([positive, *negatives], None)
+        rows.append(distillation_loss(q, c[None], torch.tensor([logits]), temperature=STAGE.temperature))
+    assert found == pytest.approx(torch.stack(rows).mean().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="no teacher logits"):
+        train.distillation_step(encode, first_batch(task), STAGE, dims=[64])
+
+
+def test_the_reranker_learns_yes_for_positives_and_no_for_negatives(small_checkpoint, tmp_path):
+    model, stage = embedder(small_checkpoint, Reranker), replace(STAGE, steps=12)
+    batch, encode = first_batch(text_task(), stage), encode_with(model)
+    losses = []
+    for query, positive, negatives in zip(batch.queries, batch.positives, batch.negatives, strict=True):
+        for document, label in [(positive, 1), *((d, 0) for d in negatives)]:
+            losses.append(yes_no_loss(encode([(query, document)], batch.instruction), torch.tensor([label])))
+    assert train.reranker_step(encode, batch).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    log = train.fit(model, train.reranker_step, stream([text_task()], stage), stage, tmp_path, progress=False)
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_document_that_occurs_twice_in_a_batch_is_embedded_once(small_checkpoint):
+    task = text_task()
+    task = replace(task, relevance=[Relevance((0,), (1,)) for _ in task.queries])
+    seen = []
+
+    def encode(rows, instruction):
+        seen.append(len(rows))
+        return torch.randn(len(rows), 4)
+
+    documents, negatives, mask, ids = train.encode_documents(encode, first_batch(task))
+    assert seen == [2] and torch.equal(documents[0], documents[3]) and torch.equal(negatives[0], negatives[3])
+    assert mask.all() and ids.tolist() == [[1]] * 4 and not torch.equal(documents[0], negatives[0, 0])
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_batch(small_checkpoint, tmp_path):
+    model = embedder(small_checkpoint)
+    before = trainable(model)
+
+    def loss(encode, batch):
+        return plain_loss()(encode, batch) * float("nan")
+
+    with pytest.raises(FloatingPointError, match="step 0: the loss of fake text_ret"):
+        train.fit(model, loss, stream([text_task()], STAGE), STAGE, tmp_path, progress=False)
+    assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+
+
+def test_accumulated_batches_have_the_mean_of_their_gradients(small_checkpoint, tmp_path):
+    stage = replace(STAGE, steps=1, accumulate=2, clip=1e9)
+    model, quadruples = embedder(small_checkpoint), [text_task(), image_task()]
+    batches = list(islice(stream(quadruples, stage)(0), 2))
+    parts = [gradients(model, plain_loss(stage), batch)[1] for batch in batches]
+    norm = torch.stack([((parts[0][n] + parts[1][n]) / 2).square().sum() for n in parts[0]]).sum().sqrt().item()
+    model.zero_grad()
+    [row] = train.fit(model, plain_loss(stage), stream(quadruples, stage), stage, tmp_path, progress=False)
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4) and len(row["data"]) == 2
+
+
+def test_the_rate_rises_linearly_then_falls_as_a_cosine():
+    shares = [train.rate(step, 110, 10 / 110) for step in range(110)]
+    assert shares[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert shares[10] == 1 and shares[60] == pytest.approx(0.5) and 0 < shares[109] < 0.001
+
+
+JOINT = replace(STAGE, terms=(*ALL_TERMS, "others_negatives"), steps=3, loss_per_task=True)
+
+
+def fit_on_two_tasks(checkpoint, folder, accelerator=None):
+    model, quantizers = embedder(checkpoint), Quantizers([64])
+    loss = partial(plain_loss(JOINT), quantizers=quantizers, quantizer_weights={"int8": 1.0})
+    batches = stream([text_task(), text_task("sts", scores=True)], JOINT)
+    options = {"quantizers": quantizers, "accelerator": accelerator, "progress": False}
+    log = train.fit(model, loss, batches, JOINT, folder, **options)
+    return log, trainable(model)
+
+
+def own_part_only(ctx, gradient):
+    return gradient.chunk(2)[torch.distributed.get_rank()]
+
+
+def worker(rank, port, checkpoint, folder):
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ.update(address | {"RANK": str(rank), "WORLD_SIZE": "2"})
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    log, weights = fit_on_two_tasks(checkpoint, f"{folder}/right", accelerator)
+    train._Gather.backward = staticmethod(own_part_only)
+    wrong, _ = fit_on_two_tasks(checkpoint, f"{folder}/wrong", accelerator)
+    torch.save(weights, f"{folder}/weights{rank}.pt")
+    if rank == 0:
+        with open(f"{folder}/logs.json", "w") as file:
+            json.dump([log, wrong], file)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_like_one(small_checkpoint, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (port, str(small_checkpoint), str(tmp_path)), nprocs=2)
+    one, _ = fit_on_two_tasks(small_checkpoint, tmp_path / "one")
+    two, wrong = json.loads((tmp_path / "logs.json").read_text())
+    assert {name for row in one for name in row["data"]} == {"fake text_ret", "fake sts"}
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=5e-3)
+    weights = [torch.load(tmp_path / f"weights{rank}.pt") for rank in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # a gather whose backward forgets what the other process's loss says about these rows
+    assert wrong[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    assert wrong[0]["grad_norm"] != pytest.approx(one[0]["grad_norm"], rel=0.05)
