@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--quiet", action="store_true", help="no progress bars")
 
     command = commands.add_parser("run", parents=[config], help="all stages, s0 to s3, and the stage table")
-    command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME.json, NAME that of the folder)")
+    command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
     command = commands.add_parser("train", parents=[config], help="one stage")
     command.add_argument("stage", choices=list(stages.RECIPES))
 
