@@ -28,15 +28,15 @@ BUDGET = MediaBudget(fps=2.0)
 class LanguageConfig:
     """Budget and step sizes. The tower is frozen for `frozen` of the steps, then follows at a smaller rate."""
 
-    steps: int = 8_000
+    steps: int = 5_000
     batch: int = 64
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
-    tower_factor: float = 0.1
+    tower_factor: float = 0.05
     weight_decay: float = 0.02
     warmup: int = 100
     decay: float = 0.35
-    frozen: float = 0.5
+    frozen: float = 0.6
     round: int = 250  # steps on one set of freshly drawn dialogues
     seed: int = 0
 

@@ -104,9 +104,11 @@ def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
     turns += [_clip(w) for _ in range(int(0.08 * n))]
     turns += [_translate(w) for _ in range(int(0.08 * n))]
     shown = turns[: int(0.48 * n)]
-    for i in w.rng.permutation(len(shown))[: int(0.1 * n)].tolist():
+    for i in w.rng.permutation(len(shown))[: int(0.12 * n)].tolist():
         turn = turns[i]
         others = [t.answer for t in (turns[i - 1], turns[i - 2]) if t.kind == turn.kind and t.answer != turn.answer]
+        if turn.kind == "name" and w.rng.random() < 0.5:  # a confusing name, of the same subgroup
+            others.insert(0, words.name(w.neighbour(turn.question["image"].objects[0].key)))
         if others:
             turns.append(_yes_no(w, turn, others[0]))
     for name, share in (
