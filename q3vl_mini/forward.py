@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import DynamicCache
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, Qwen3VLModel
 
 from .backbone import TEMPLATE_WITHOUT_CARD, Backbone, inner, load
@@ -221,6 +222,67 @@ def forward_hidden(
     return core(**tensors, mm_encoder_outputs=encoder_outputs, use_cache=False).last_hidden_state
 
 
+def shared_prefix(inputs: Mapping[str, Any], shortest: int = 4) -> int:
+    """How many text tokens all rows of a batch begin with: the system message and the instruction.
+
+    0 if the batch has one row or shares fewer than `shortest`; at least one token a row is left over, and no visual
+    token is shared. The batch is padded on the right.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if len(ids) < 2:
+        return 0
+    same = (ids == ids[:1]).all(0) & mask.bool().all(0) & (inputs["mm_token_type_ids"] == 0).all(0)
+    same[int(mask.sum(1).min()) - 1 :] = False
+    length = int(same.long().cumprod(0).sum())
+    return length if length >= shortest else 0
+
+
+def right_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same batch with its padding on the right: where it stands does not change a row's states."""
+    mask = inputs["attention_mask"]
+    first = mask.argmax(1)
+    if not first.any():
+        return dict(inputs)
+    columns = (torch.arange(mask.shape[1]) + first[:, None]) % mask.shape[1]
+    rows = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {**inputs, **{name: inputs[name].gather(1, columns) for name in rows}}
+
+
+def forward_last(
+    model: nn.Module, inputs: Mapping[str, Any], encoder_outputs: dict[str, BaseModelOutputWithDeepstackFeatures]
+) -> Tensor:
+    """The state at each row's last attended position, (B, D): what both models read.
+
+    Attention is causal, so what all rows begin with has the same states in all rows. It is computed once, and its
+    keys and values are shared by the batch, with gradient; the numbers are those of `forward_hidden`.
+    """
+    inputs = right_padded(inputs)
+    checkpointing = model.training and inner(model).is_gradient_checkpointing  # it recomputes, so it keeps no keys
+    length = 0 if checkpointing else shared_prefix(inputs)
+    if not length:
+        return last_attended(forward_hidden(model, inputs, encoder_outputs), inputs["attention_mask"])
+    core: Qwen3VLModel = inner(model).model
+    tensors = {name: x.to(core.device) for name, x in inputs.items() if isinstance(x, Tensor)}
+    rows = len(tensors["input_ids"])
+    prefix = core(input_ids=tensors["input_ids"][:1, :length], use_cache=True).cache
+    shared = DynamicCache()
+    for number, layer in enumerate(prefix.layers):
+        shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    rest = {name: tensors[name][:, length:] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    grids = {name: x for name, x in tensors.items() if name.endswith("grid_thw")}
+    positions, _ = core.get_rope_index(**rest, **{"image_grid_thw": None, "video_grid_thw": None, **grids})
+    hidden = core(
+        input_ids=rest["input_ids"],
+        attention_mask=tensors["attention_mask"],
+        position_ids=positions + length,
+        cache=shared,
+        mm_encoder_outputs=encoder_outputs,
+        use_cache=True,
+        **grids,
+    ).last_hidden_state
+    return last_attended(hidden, rest["attention_mask"])
+
+
 def last_attended(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """The state at each row's last attended position, on either padding side: (B, T, D) to (B, D).
 
@@ -309,8 +371,7 @@ class PromptModel(nn.Module):
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             encoder_outputs = visual_outputs(self.model, inputs["visuals"], self.store)
-            hidden = forward_hidden(self.model, inputs, encoder_outputs)
-        return last_attended(hidden, inputs["attention_mask"]).float()
+            return forward_last(self.model, inputs, encoder_outputs).float()
 
     def _in_batches(
         self, items: Sequence[Any], order: Sequence[int], instruction: str | None, batch_size: int, bar: bool, unit: str

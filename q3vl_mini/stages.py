@@ -34,6 +34,7 @@ from .data import Teacher, load_quadruple, mixed_batches
 from .embedder import Embedder
 from .emoji_world import tasks
 from .forward import VisualStore
+from .lora import fold_lora
 from .media import MediaBudget
 from .records import Quadruple, Relevance
 from .reranker import Reranker
@@ -86,6 +87,8 @@ class Run:
             if trainable:
                 torch.manual_seed(self.preset.seed)
                 loaded.model = backbone.add_lora(loaded.model, self.preset.lora_rank, self.preset.lora_alpha)
+        if self.accelerator.device.type == "cpu":
+            fold_lora(loaded.model)
         return kind.from_backbone(
             loaded,
             template=self.preset.template,

@@ -228,3 +228,64 @@ def test_many_pictures_in_one_item_are_made_to_fit(embedder):
     many = embedder.collate([{"image": [Drawing(i, 400, 400) for i in range(6)]}])
     assert alone["visuals"][0].n_tokens == 144 and len(many["visuals"]) == 6
     assert many["input_ids"].shape[1] <= 600 and sum(v.n_tokens for v in many["visuals"]) > 200
+
+
+# --- the shared prefix --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lora_embedder(small_checkpoint):
+    """An embedder whose adapter does something: B is not zero."""
+    backbone = load(small_checkpoint, device="cpu")
+    backbone.model = add_lora(backbone.model, rank=4)
+    torch.manual_seed(0)
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return Embedder.from_backbone(backbone, template="report")
+
+
+def states_and_gradients(embedder, inputs, forward_function):
+    embedder.zero_grad()
+    outputs = visual_outputs(embedder.model, inputs["visuals"])
+    states = forward_function(embedder.model, inputs, outputs)
+    torch.manual_seed(1)
+    (states * torch.randn(states.shape)).sum().backward()
+    return states.detach(), {n: p.grad.clone() for n, p in embedder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_shared_prefix_changes_neither_states_nor_gradients(lora_embedder, name, side, monkeypatch):
+    monkeypatch.setattr(lora_embedder, "padding_side", side, raising=False)
+    inputs = lora_embedder.collate(BATCHES[name], "Find it.")
+    assert forward.shared_prefix(forward.right_padded(inputs)) >= 8
+
+    def whole(model, inputs, outputs):
+        return last_attended(forward_hidden(model, inputs, outputs), inputs["attention_mask"])
+
+    expected, expected_gradients = states_and_gradients(lora_embedder, inputs, whole)
+    states, gradients = states_and_gradients(lora_embedder, inputs, forward.forward_last)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    for parameter, gradient in expected_gradients.items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(gradients[parameter] / scale, gradient / scale, rtol=0, atol=1e-4, msg=parameter)
+
+
+def test_the_shared_prefix_ends_where_rows_differ_and_before_visual_tokens(lora_embedder):
+    tokenizer = lora_embedder.processor.tokenizer
+    inputs = lora_embedder.collate(["a cat", "a dog"], "Find it.")
+    length = forward.shared_prefix(inputs)
+    assert tokenizer.decode(inputs["input_ids"][0, :length]).endswith("user\na")
+    inputs = lora_embedder.collate([{"image": Drawing(0)}, {"image": Drawing(1)}], "Find it.")
+    assert tokenizer.decode(inputs["input_ids"][0, : forward.shared_prefix(inputs)]).endswith("<|vision_start|>")
+    same = lora_embedder.collate(["a cat", "a cat"], "Find it.")  # one token a row is left to compute
+    assert forward.shared_prefix(same) == same["input_ids"].shape[1] - 1
+
+
+def test_rows_of_different_instructions_share_only_what_they_have_in_common(lora_embedder):
+    items = [{"text": "a cat", "instruction": "Find it."}, {"text": "a cat", "instruction": "Name it."}]
+    inputs = lora_embedder.collate(items)
+    assert forward.shared_prefix(inputs) < 8
+    one_by_one = torch.cat([lora_embedder(lora_embedder.collate([item])) for item in items])
+    torch.testing.assert_close(lora_embedder(inputs), one_by_one, rtol=1e-4, atol=1e-5)
