@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import __version__, data, evaluate, stages
+from . import __version__, data, evaluate, pipeline, report, stages
 from .config import Preset, load_config, load_preset, preset_names
 from .embedder import Embedder
 from .emoji_world import tasks
@@ -79,9 +79,9 @@ def evaluate_models(options: argparse.Namespace) -> None:
         results[f"{path} + reranker"] = evaluate.evaluate_reranker(
             Reranker(options.reranker), embedder, benchmark, top_k=options.top_k, batch_size=options.batch_size
         )
-    print(evaluate.stage_table(results, intervals=True))
+    print(report.stage_table(results, intervals=True))
     if options.out:
-        options.out.write_text(json.dumps(evaluate.result_records(results), indent=1) + "\n")
+        options.out.write_text(json.dumps(report.result_records(results), indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages.run_stage(stages.Run(preset, folder, not options.quiet), options.stage)
     else:
         results = options.results or Path("results") / f"{folder.resolve().name}.json"
-        stages.run(preset, folder, results=results, progress=not options.quiet)
+        pipeline.run(preset, folder, results=results, progress=not options.quiet)
 
 
 if __name__ == "__main__":

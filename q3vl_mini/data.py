@@ -1,4 +1,4 @@
-"""Sub-datasets on disk and in training: quadruples saved and loaded, batches of one sub-dataset, noise, contact sheets.
+"""Sub-datasets on disk and in training: quadruples saved and loaded, batches of one sub-dataset.
 
 A saved quadruple is a folder that a person and the `datasets` library can read: queries.parquet and corpus.parquet
 (id, text, image, video), relevance.parquet (ids), card.json. Draw any task of Emoji World as a contact sheet with
@@ -11,12 +11,10 @@ import io
 import json
 import math
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +22,15 @@ import av
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from .emoji_world.scenes import BACKGROUNDS, COLOURS, PATTERNS
 from .media import MediaBudget, as_list, load_image, load_video
-from .records import MODALITIES, Clip, Instance, Quadruple, Relevance, is_empty, validate
+from .records import MODALITIES, Clip, Instance, Quadruple, Relevance, as_instance, is_empty, validate
+from .sheets import contact_sheet
 
 ROW_GROUP = 64  # rows that a streamed read holds at once
 COLUMN_TYPES = {"text": datasets.Value("string"), "image": datasets.Image(), "video": datasets.Video(decode=False)}
 EMOJI_WORLD_LICENCE = "pictures Apache-2.0, CC-BY-4.0 and MIT, words Unicode-3.0: see data_samples/README.md"
-
-# --- saving and loading -------------------------------------------------------------------------------------
 
 
 def save_quadruple(quadruple: Quadruple, folder: str | Path) -> None:
@@ -80,7 +75,7 @@ def save_quadruple(quadruple: Quadruple, folder: str | Path) -> None:
 
 def _write_instances(path: Path, instances: Sequence[Instance], prefix: str, where: str) -> None:
     columns: dict[str, Any] = {"id": datasets.Value("string"), **COLUMN_TYPES}
-    for instance in map(_as_instance, instances):
+    for instance in map(as_instance, instances):
         for kind in MODALITIES:
             if len(_values(instance, kind)) > 1:
                 columns[kind] = datasets.List(COLUMN_TYPES[kind])
@@ -89,7 +84,7 @@ def _write_instances(path: Path, instances: Sequence[Instance], prefix: str, whe
     features = datasets.Features(columns)
 
     def row(i: int) -> dict[str, Any]:
-        instance = _as_instance(instances[i])
+        instance = as_instance(instances[i])
         out: dict[str, Any] = {"id": f"{prefix}{i}"}
         for kind in MODALITIES:
             stored = [_stored(value, kind, f"{where} {i}, {kind}") for value in _values(instance, kind)]
@@ -103,15 +98,9 @@ def _write_instances(path: Path, instances: Sequence[Instance], prefix: str, whe
             writer.write_table(datasets.Dataset.from_list(rows, features=features).data.table)
 
 
-def _as_instance(instance: Instance | str) -> Instance:
-    return {"text": instance} if isinstance(instance, str) else instance
-
-
 def _values(instance: Instance, kind: str) -> list[Any]:
-    value = instance.get(kind)
-    if kind != "text":
-        return as_list(value, kind)
-    return [text for text in (value if isinstance(value, (list, tuple)) else [value]) if not is_empty(text)]
+    values = as_list(instance.get(kind), kind)
+    return [text for text in values if not is_empty(text)] if kind == "text" else values
 
 
 def _stored(value: Any, kind: str, where: str) -> Any:
@@ -171,7 +160,7 @@ def _write_relevance(path: Path, quadruple: Quadruple) -> None:
             documents = getattr(labels, column)
             row[column] = None if documents is None else [f"d{d}" for d in documents]
         rows.append(row)
-    if "truth" in quadruple.meta:  # labels too, see add_noise
+    if "truth" in quadruple.meta:  # labels too, see noise.add_noise
         features["truth"] = ids
         for row, truth in zip(rows, quadruple.meta["truth"], strict=True):
             row["truth"] = [f"d{d}" for d in truth]
@@ -284,17 +273,12 @@ class StoredInstances(Sequence):
         out = {}
         for kind in (*MODALITIES, "instruction"):
             value = row.get(kind)
-            values = [_media(v) if kind == "video" else v for v in (value if isinstance(value, list) else [value])]
+            values = value if isinstance(value, list) else [value]
+            if kind == "video":
+                values = [file and (file["bytes"] or file["path"]) for file in values]
             if not is_empty(values):
                 out[kind] = values if len(values) > 1 else values[0]
         return out
-
-
-def _media(file: Mapping[str, Any] | None) -> bytes | str | None:
-    return file and (file["bytes"] or file["path"])
-
-
-# --- batches ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -464,218 +448,6 @@ def _batch(
         scores=None if labels[cards[0][0]].scores is None else [labels[row].scores[n] for row, n in cards],
         teacher=logits,
     )
-
-
-# --- annotation noise ---------------------------------------------------------------------------------------
-
-
-def add_noise(quadruple: Quadruple, *, wrong: float, duplicates: float, seed: int) -> Quadruple:
-    """The same sub-dataset with faults of annotation at a known rate, and the truth beside it.
-
-    A share `wrong` of the queries is labelled with one document that is not relevant, drawn from the whole corpus,
-    in place of its positives. A share `duplicates` gets a near-duplicate of a true positive: it lies in the corpus,
-    is relevant to every query that the original is relevant to, and nobody labelled it. A document is duplicated
-    once, so where queries share documents fewer copies than that share are made. Both shares are drawn
-    independently. Candidate lists grow by wrong positives alone.
-
-    Returns:
-        A quadruple with meta["truth"], a tuple for each query of the rows that are relevant, and meta["noise"].
-
-    Raises:
-        ValueError: a rate outside [0, 1], or a corpus where nothing is irrelevant to a query.
-
-    Taught in notebooks/07.
-    """
-    if not (0 <= wrong <= 1 and 0 <= duplicates <= 1):
-        raise ValueError(f"noise rates wrong={wrong}, duplicates={duplicates}; expected shares between 0 and 1")
-    rng, n, n_docs = np.random.default_rng([seed, 3]), len(quadruple), len(quadruple.corpus)
-    truth = [tuple(rows) for rows in quadruple.meta.get("truth", [r.positives for r in quadruple.relevance])]
-    relevance = list(quadruple.relevance)
-    for i in rng.permutation(n)[: round(wrong * n)]:
-        if len(set(truth[i])) >= n_docs:
-            raise ValueError(f"{quadruple.name}, query {i}: every document is relevant, so none can be a wrong label")
-        while (document := int(rng.integers(n_docs))) in truth[i]:
-            pass
-        relevance[i] = _mislabelled(relevance[i], document)
-    copies: dict[int, int] = {}  # document -> row of its copy
-    corpus = quadruple.corpus
-    if chosen := rng.permutation(n)[: round(duplicates * n)].tolist():
-        corpus = list(corpus)
-    for i in chosen:
-        document = truth[i][int(rng.integers(len(truth[i])))]
-        if document not in copies:
-            copies[document] = len(corpus)
-            corpus.append(near_duplicate(corpus[document], rng))
-    truth = [(*rows, *(copies[d] for d in rows if d in copies)) for rows in truth]
-    noise = {"wrong": wrong, "duplicates": duplicates, "seed": seed}
-    meta = {**quadruple.meta, "truth": tuple(truth), "noise": noise}
-    return replace(quadruple, corpus=corpus, relevance=relevance, meta=meta)
-
-
-def _mislabelled(labels: Relevance, document: int) -> Relevance:
-    return Relevance(
-        positives=(document,),
-        negatives=tuple(d for d in labels.negatives if d != document),
-        scores=labels.scores and labels.scores[:1],
-        candidates=labels.candidates and tuple(dict.fromkeys((*labels.candidates, document))),
-    )
-
-
-def near_duplicate(instance: Instance, rng: np.random.Generator) -> Instance:
-    """The same content in other clothes: text in other case and punctuation, a drawing on another background.
-
-    What is neither, such as a stored picture, stays the same object. Taught in notebooks/07.
-    """
-
-    def varied(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return type(value)(varied(v) for v in value)
-        return _reworded(value) if isinstance(value, str) else _redrawn(value, rng)
-
-    instance = _as_instance(instance)
-    files = {kind: v for kind, v in instance.items() if kind == "instruction" or (kind != "text" and _is_file(v))}
-    return {kind: varied(v) for kind, v in instance.items() if kind not in files} | files
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, (str, Path)) or (isinstance(value, (list, tuple)) and any(map(_is_file, value)))
-
-
-def _reworded(text: str) -> str:
-    """Never the same string: without its last mark, or with one, also where a script has no case."""
-    text = text.lower() if text.isupper() else text.upper()
-    bare = text.rstrip(".!?")
-    return bare if bare and bare != text else f"{text}!"
-
-
-def _redrawn(value: Any, rng: np.random.Generator) -> Any:
-    if not is_dataclass(value) or isinstance(value, Clip):
-        return value
-    changes = {}
-    choices = {"background": tuple(BACKGROUNDS), "pattern": PATTERNS, "accent": tuple(COLOURS)}
-    for field in fields(value):
-        now = getattr(value, field.name)
-        if field.name in choices:
-            others = [choice for choice in choices[field.name] if choice != now]
-            changes[field.name] = others[int(rng.integers(len(others)))]
-        elif field.name == "scene":  # a crop of one
-            changes[field.name] = _redrawn(now, rng)
-    return replace(value, **changes)
-
-
-# --- contact sheets -----------------------------------------------------------------------------------------
-
-EDGE, GAP, QUERY_WIDTH, DOCUMENT_WIDTH = 96, 10, 420, 220  # pixels
-SHOWN = {"positive": 2, "negative": 3}  # at most, a query
-SHADES = {"query": (235, 240, 250), "positive": (226, 244, 228), "negative": (250, 230, 228)}
-INK = (30, 30, 36)
-
-
-def contact_sheet(quadruple: Quadruple, rows: int = 8, seed: int = 0) -> Image.Image:
-    """A picture of `rows` queries drawn at random, each with positives and negatives, under the instruction.
-
-    A clip is shown as four frames from its first to its last. Text is set in DejaVu Sans, which has Latin, Greek,
-    Cyrillic, Arabic and more; signs that it lacks, such as Chinese ones, are boxes. Taught in notebooks/03.
-    """
-    rng = np.random.default_rng([seed, 4])
-    chosen = sorted(rng.permutation(len(quadruple))[:rows].tolist())
-    shown = {
-        kind: min(most, max(len(getattr(quadruple.relevance[i], f"{kind}s")) for i in chosen))
-        for kind, most in SHOWN.items()
-    }
-    width = QUERY_WIDTH + 2 * GAP + sum(shown.values()) * (DOCUMENT_WIDTH + GAP)
-    counts = f"{len(quadruple)} queries, {len(quadruple.corpus)} documents"
-    head = [_text_piece(f"{quadruple.name} ({quadruple.task}): {counts}", width - 2 * GAP, 14)]
-    head.append(_text_piece(quadruple.instruction, width - 2 * GAP, 20))
-    strips = [_stack(head, width, "white"), *(_sheet_row(quadruple, i, width, shown) for i in chosen)]
-    return _stack(strips, width, "white", margin=0)
-
-
-def _sheet_row(quadruple: Quadruple, i: int, width: int, shown: Mapping[str, int]) -> Image.Image:
-    labels = quadruple.relevance[i]
-    tiles = [(GAP, _tile(quadruple.queries[i], f"query {i}", "query", QUERY_WIDTH))]
-    left = QUERY_WIDTH + 2 * GAP
-    for kind, documents in (("positive", labels.positives), ("negative", labels.negatives)):
-        for n, document in enumerate(documents[: shown[kind]]):
-            title = f"{kind} {n + 1} of {len(documents)}"
-            if kind == "positive" and labels.scores is not None:
-                title += f", score {labels.scores[n]:.2f}"
-            x = left + n * (DOCUMENT_WIDTH + GAP)
-            tiles.append((x, _tile(quadruple.corpus[document], title, kind, DOCUMENT_WIDTH)))
-        left += shown[kind] * (DOCUMENT_WIDTH + GAP)
-    strip = Image.new("RGB", (width, max(tile.height for _, tile in tiles) + GAP), "white")
-    for x, tile in tiles:
-        strip.paste(tile, (x, 0))
-    return strip
-
-
-def _tile(instance: Instance, title: str, kind: str, width: int) -> Image.Image:
-    """One instance as a panel: its title, pictures, frames of its clips, texts."""
-    instance, room = _as_instance(instance), width - 2 * GAP
-    pictures = [load_image(value, title) for value in _values(instance, "image")]
-    for value in _values(instance, "video"):
-        frames, _ = load_video(value, MediaBudget(min_frames=4, max_frames=4), title)  # at most (4, H, W, 3)
-        pictures += list(frames)
-    pieces = [_text_piece(title, room, 12, SHADES[kind])]
-    per_line = room // (EDGE + 4)
-    for start in range(0, len(pictures), per_line):
-        pieces.append(_strip(pictures[start : start + per_line], room, kind))
-    pieces += [_text_piece(text, room, 15, SHADES[kind]) for text in _values(instance, "text")]
-    return _stack(pieces, width, SHADES[kind])
-
-
-def _strip(pictures: list[np.ndarray], width: int, kind: str) -> Image.Image:
-    edge = EDGE if len(pictures) > 1 else min(2 * EDGE, max(EDGE, *pictures[0].shape[:2]))  # a page needs more room
-    thumbnails = []
-    for picture in map(Image.fromarray, pictures):
-        scale = edge / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        thumbnails.append(picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC))
-    strip = Image.new("RGB", (width, max(thumbnail.height for thumbnail in thumbnails)), SHADES[kind])
-    for n, thumbnail in enumerate(thumbnails):
-        strip.paste(thumbnail, (n * (EDGE + 4), 0))
-    return strip
-
-
-def _stack(pieces: list[Image.Image], width: int, colour: Any, margin: int = GAP) -> Image.Image:
-    sheet = Image.new("RGB", (width, sum(piece.height + margin // 2 for piece in pieces) + margin), colour)
-    top = margin // 2
-    for piece in pieces:
-        sheet.paste(piece, (margin, top))
-        top += piece.height + margin // 2
-    return sheet
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
-
-
-def _text_piece(text: str, width: int, size: int, ground: Any = "white", max_lines: int = 8) -> Image.Image:
-    lines = _wrapped(text, _font(size).getlength, width, width // size)
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], lines[max_lines - 1].rstrip() + " …"]
-    piece = Image.new("RGB", (width, round(1.3 * size * max(len(lines), 1))), ground)
-    for n, line in enumerate(lines):
-        ImageDraw.Draw(piece).text((0, round(1.3 * size * n)), line, fill=INK, font=_font(size))
-    return piece
-
-
-def _wrapped(text: str, length: Callable[[str], float], width: float, longest: int) -> list[str]:
-    """Lines of at most `width`; words over `longest` signs, and scripts without spaces, break anywhere."""
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for piece in re.findall(rf"\S{{1,{longest}}}\s*", paragraph):
-            if line and length((line + piece).rstrip()) > width:
-                lines.append(line.rstrip())
-                line = ""
-            line += piece
-        lines.append(line.rstrip())
-    return lines
-
-
-# --- command line -------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,7 +28,7 @@ BUDGET = MediaBudget(fps=2.0)
 class LanguageConfig:
     """Budget and step sizes. The tower is frozen for `frozen` of the steps, then follows at a smaller rate."""
 
-    steps: int = 5_000
+    steps: int = 2_600
     batch: int = 64
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
@@ -36,7 +36,7 @@ class LanguageConfig:
     weight_decay: float = 0.02
     warmup: int = 100
     decay: float = 0.35
-    frozen: float = 0.6
+    frozen: float = 1.0
     round: int = 250  # steps on one set of freshly drawn dialogues
     seed: int = 0
 

@@ -73,6 +73,11 @@ class Quadruple:
         )
 
 
+def as_instance(item: Instance | str) -> Instance:
+    """A bare string as the instance that it stands for."""
+    return {"text": item} if isinstance(item, str) else item
+
+
 def is_empty(value: Any) -> bool:
     """True for what carries no content: None, '' or white space, an empty list."""
     if value is None:
@@ -84,8 +89,7 @@ def is_empty(value: Any) -> bool:
 
 def validate_instance(instance: Any, where: str) -> list[str]:
     """Problems of one instance as sentences that start with `where`; an empty list if it is sound."""
-    if isinstance(instance, str):
-        instance = {"text": instance}
+    instance = as_instance(instance)
     if not isinstance(instance, Mapping):
         return [f"{where}: an item is a string or a dict with text, image or video, got {type(instance).__name__}"]
     problems = []

@@ -1,29 +1,21 @@
-"""The recipes of the report's figure 5: bootstrap, s0, s1, the reranker, s2, s3, and the run of all of them.
+"""The recipes of the report's figure 5: bootstrap, s0, s1, the reranker, s2, s3.
 
 Each stage reads only what earlier stages wrote, and writes a folder: model/ (Hub format), log.jsonl, curve.png,
 mined.json where it mined, and metrics.json last: a stage that has it is finished and is not run again.
 """
 
 import json
-import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tqdm.auto import tqdm
 
@@ -37,10 +29,10 @@ from .forward import VisualStore
 from .lora import fold_lora
 from .media import MediaBudget
 from .records import Quadruple, Relevance
+from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
 
-EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 
 
@@ -117,9 +109,6 @@ class Run:
         return (self.folder / stage / "metrics.json").is_file()
 
 
-# --- data ---------------------------------------------------------------------------------------------------
-
-
 def sub_dataset(name: str, rows: int, seed: int) -> Quadruple:
     """`rows` training queries of an Emoji World task, or of a folder that data.save_quadruple wrote."""
     if name not in tasks.TASKS and (Path(name) / "card.json").is_file():
@@ -152,19 +141,11 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
         for quadruple, queries, corpus in vectors:
             known[quadruple.name] = _mine(quadruple, queries, corpus, config.mining)
     if run.is_main:
-        file.parent.mkdir(parents=True, exist_ok=True)
         kept = {q.name: known[q.name] for q in quadruples if q.name in known}
-        _write(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
+        write_json(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
     run.accelerator.wait_for_everyone()
     known = json.loads(file.read_text())["labels"]
     return [_with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
-
-
-def _write(file: Path, content: Any) -> None:
-    """JSON in one move: what exists is whole."""
-    partial_file = file.with_name(file.name + ".partial")
-    partial_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(partial_file, file)
 
 
 def _mine(quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config: MiningConfig) -> dict[str, Any]:
@@ -204,17 +185,18 @@ def teacher_logits(reranker: Any, quadruples: list[Quadruple], n_negatives: int,
     return out
 
 
-# --- the stages ---------------------------------------------------------------------------------------------
-
-
 def train_contrastive(run: Run, stage: str) -> None:
     """bootstrap, s0 and s1: mine, then InfoNCE with the terms, or the losses by task, that the config names.
 
     bootstrap only stands in for the existing model that mines stage 1 (GME in the report).
     """
-    model = run.model(run.preset.stages[stage].start, trainable=True)
+    config = run.preset.stages[stage]
+    model = run.model(config.start, trainable=True)
     options, quantizers = run.objective(model)
-    loss = partial(_embedding, stage=run.preset.stages[stage], options=options)
+
+    def loss(encode, batch):
+        return embedding_loss(encode, batch, config, **options)
+
     _train(run, stage, model, loss, mined_data(run, stage), quantizers)
 
 
@@ -231,7 +213,7 @@ def distil(run: Run, stage: str = "s2") -> None:
     if run.is_main and not file.is_file():
         teacher = run.model("reranker", Reranker)
         logits = teacher_logits(teacher, quadruples, config.n_negatives, run.preset.data.batch_size)
-        _write(file, logits)
+        write_json(file, logits)
     run.accelerator.wait_for_everyone()
     stored = json.loads(file.read_text())
     teacher = {
@@ -291,10 +273,6 @@ def _mean_quantizers(one: Quantizers, other: Quantizers) -> Quantizers:
     return mean.eval()
 
 
-def _embedding(encode, batch, stage: StageConfig, options: dict[str, Any]) -> torch.Tensor:
-    return embedding_loss(encode, batch, stage, **options)
-
-
 def _batches(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):
     """`fit`'s stream: the batches from number `start` on."""
 
@@ -351,14 +329,11 @@ def _finish(run: Run, stage: str, model, log: list[dict], quantizers, seconds: f
             card["validation"] = validation
         backbone.save(folder / "model", model.model, model.processor, card, quantizers)
         plot_curve(log, folder / "curve.png", stage)
-        metrics = {"validation": validation, "final_loss": _mean_loss(log), "training_s": round(seconds, 1), **facts}
-        _write(folder / "metrics.json", metrics)
+        final_loss = float(np.mean([row["loss"] for row in log[-20:]]))
+        metrics = {"validation": validation, "final_loss": final_loss, "training_s": round(seconds, 1), **facts}
+        write_json(folder / "metrics.json", metrics)
         shutil.rmtree(folder / "state", ignore_errors=True)
     run.accelerator.wait_for_everyone()
-
-
-def _mean_loss(log: list[dict], last: int = 20) -> float:
-    return float(np.mean([row["loss"] for row in log[-last:]]))
 
 
 def _validation_of_start(run: Run, start: str, kind: type) -> float | None:
@@ -412,132 +387,6 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         RECIPES[stage](run)
         if run.is_main:
             metrics = run.metrics(stage) | {"wall_s": round(time.monotonic() - began, 1)}
-            _write(run.folder / stage / "metrics.json", metrics)
+            write_json(run.folder / stage / "metrics.json", metrics)
         run.accelerator.wait_for_everyone()
     return run.metrics(stage)
-
-
-# --- the run ------------------------------------------------------------------------------------------------
-
-
-def run(
-    preset: Preset,
-    folder: str | Path,
-    seed: int | None = None,
-    results: str | Path | None = None,
-    progress: bool = True,
-) -> Path:
-    """All stages, then the stage table: printed, as `results` (JSON; default folder/results.json) and as a figure.
-
-    Goes on where an interrupted run of the same configuration stopped. Returns the path of the results.
-    """
-    preset = preset if seed is None else replace(preset, seed=seed)
-    r = Run(preset, folder, progress)
-    results = Path(results or r.folder / "results.json")
-    stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
-    walls = {}
-    for stage in stages:
-        walls[stage] = run_stage(r, stage)["wall_s"]
-        if r.is_main and progress:
-            before, after = r.metrics(stage)["validation"].values()
-            print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}", flush=True)
-    if r.is_main:
-        began = time.monotonic()
-        records, unseen = evaluate_all(r)
-        walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
-        print(f"\n{evaluate.stage_table(records)}\n")
-        evaluate.write_results(results, run_meta(preset, walls), records, unseen)
-        evaluate.plot_stage_table(records, results.with_suffix(".png"))
-        print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
-    r.accelerator.wait_for_everyone()
-    return results
-
-
-def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/."""
-    data, folder = run.preset.data, run.folder / "evaluation"
-    folder.mkdir(exist_ok=True)
-    records, unseen = {}, {}
-    benchmark = styles = None  # drawn once, and only if something is left to evaluate
-    for name in (*EMBEDDERS, "s3+reranker"):
-        file = folder / f"{name}.json"
-        if not file.is_file():
-            began = time.monotonic()
-            benchmark = benchmark or tasks.benchmark("test", data.test_rows, data.test_seed)
-            styles = styles or tasks.unseen_styles(data.test_seed)
-            model = run.model("s3" if name == "s3+reranker" else name)
-            if name == "s3+reranker":
-                columns = evaluate.evaluate_reranker(
-                    run.model("reranker", Reranker),
-                    model,
-                    benchmark,
-                    top_k=data.rerank_top_k,
-                    batch_size=data.batch_size,
-                    progress=run.progress,
-                )
-                single = None  # thousands of pairs a percent: the table's columns show what the reranker does
-            else:
-                columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress)
-                single = unseen_scores(model, styles, data.batch_size)
-            content = {"columns": evaluate.result_records({name: columns})[name], "unseen_styles": single}
-            content["wall_s"] = round(time.monotonic() - began, 1)
-            _write(file, content)
-        content = json.loads(file.read_text())
-        records[name] = content["columns"]
-        unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
-    return records, unseen
-
-
-def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> dict[str, float]:
-    """Hit@1 and Hit@10 of single-object text-to-image retrieval, the mean over the styles, and the queries' number."""
-    scores: dict[str, list[float]] = {"hit@1": [], "hit@10": []}
-    for quadruple, queries, corpus in evaluate.encoded(embedder, styles, batch_size=batch_size):
-        for metric, values in scores.items():
-            values.append(evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score)
-    return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
-
-
-def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
-    """`meta` of the results: what ran, on what, for how long."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
-    return {
-        "git": git_revision(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "seed": preset.seed,
-        "preset": preset.name,
-        "cores": os.cpu_count(),
-        "wall_s": round(sum(walls.values()), 1),
-        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
-        "stage_wall_s": dict(walls),
-    }
-
-
-def git_revision() -> str:
-    """The checkout's commit, with "+changes" if files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        ask = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
-        revision = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = ask(["git", "status", "--porcelain", "--untracked-files=no", "--", "."]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision + ("+changes" if changed else "")
-
-
-def plot_curve(log: list[dict[str, Any]], path: str | Path, title: str) -> Figure:
-    """The loss of each step, and its running mean."""
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    steps, losses = [row["step"] for row in log], [row["loss"] for row in log]
-    axis.plot(steps, losses, color="#56B4E9", linewidth=0.8, alpha=0.6, label="loss")
-    running = [losses[0]]
-    for loss in losses[1:]:
-        running.append(0.95 * running[-1] + 0.05 * loss)
-    axis.plot(steps, running, color="#0072B2", linewidth=2, label="running mean")
-    axis.set(title=title, xlabel="step", ylabel="loss")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    return figure

@@ -1,4 +1,4 @@
-"""Saved quadruples come back, batches follow their rules, noise is as stated, a contact sheet shows what there is."""
+"""Saved quadruples come back, and batches follow their rules."""
 
 import json
 import os
@@ -16,15 +16,11 @@ from datasets import List, Video, load_dataset
 from PIL import Image
 
 from q3vl_mini.data import (
-    SHADES,
     ParquetRows,
-    add_noise,
-    contact_sheet,
     deal,
     load_quadruple,
     main,
     mixed_batches,
-    near_duplicate,
     png_bytes,
     save_quadruple,
     video_bytes,
@@ -363,124 +359,6 @@ def test_faulty_arguments_are_named():
     half = [Relevance((0,), scores=(1.0,)), Relevance((1,)), Relevance((2,))]
     with pytest.raises(ValueError, match="1 of 3 queries have scores"):
         batches([replace(texts(3), relevance=half)])
-
-
-def test_noise_has_the_stated_rates_and_the_truth_is_kept():
-    clean = texts(200)
-    noisy = add_noise(clean, wrong=0.15, duplicates=0.3, seed=5)
-    validate(noisy)
-    truth = noisy.meta["truth"]
-    mislabelled = [i for i in range(200) if not set(noisy.relevance[i].positives) & set(truth[i])]
-    assert len(mislabelled) == 30
-    assert all(noisy.relevance[i] == clean.relevance[i] for i in range(200) if i not in mislabelled)
-    assert len(noisy.corpus) == 260 and noisy.corpus[:200] == clean.corpus
-    copies = [(i, d) for i in range(200) for d in truth[i] if d >= 200]
-    assert [d for _, d in sorted(copies, key=lambda c: c[1])] == list(range(200, 260))
-    for i, document in copies:
-        original, copy = clean.corpus[i]["text"], noisy.corpus[document]["text"]
-        assert copy != original and copy.lower().strip("!.?") == original.lower()
-        assert truth[i] == (i, document)
-    labelled = {d for r in noisy.relevance for d in (*r.positives, *r.negatives)}
-    assert not labelled & set(range(200, 260))  # nobody labelled a copy
-    assert noisy.meta["noise"] == {"wrong": 0.15, "duplicates": 0.3, "seed": 5}
-
-
-def test_noise_is_deterministic_and_zero_noise_changes_nothing():
-    clean = texts(50)
-    first, second = (add_noise(clean, wrong=0.2, duplicates=0.2, seed=1) for _ in range(2))
-    assert first == second != add_noise(clean, wrong=0.2, duplicates=0.2, seed=2)
-    same = add_noise(clean, wrong=0, duplicates=0, seed=1)
-    assert (same.corpus, same.relevance) == (clean.corpus, clean.relevance)
-    assert same.meta["truth"] == tuple((i,) for i in range(50))
-
-
-def test_a_copy_is_true_for_every_query_of_its_original():
-    noisy = add_noise(texts(12, documents=3), wrong=0, duplicates=1, seed=0)
-    assert len(noisy.corpus) == 6  # a copy a document, not a copy a query
-    for i, rows in enumerate(noisy.meta["truth"]):
-        assert rows[0] == i % 3 and noisy.corpus[rows[1]]["text"].lower().strip("!.?") == f"d{i % 3}"
-
-
-def test_noise_keeps_scores_candidates_and_earlier_truth_consistent():
-    graded = [Relevance((i, (i + 1) % 9), scores=(0.5, 0.25), candidates=(i, (i + 1) % 9)) for i in range(9)]
-    noisy = add_noise(replace(texts(9), relevance=graded), wrong=1, duplicates=0, seed=0)
-    validate(noisy)
-    assert all(len(r.positives) == len(r.scores) == 1 and len(r.candidates) == 3 for r in noisy.relevance)
-    again = add_noise(noisy, wrong=1, duplicates=0, seed=1)
-    assert again.meta["truth"] == noisy.meta["truth"] == tuple(r.positives for r in graded)
-    validate(add_noise(texts(9, n_negatives=8), wrong=1, duplicates=0, seed=0))  # the wrong one is no negative any more
-    with pytest.raises(ValueError, match="query 0: every document is relevant"):
-        add_noise(texts(1), wrong=1, duplicates=0, seed=0)
-    with pytest.raises(ValueError, match="wrong=1.5"):
-        add_noise(texts(9), wrong=1.5, duplicates=0, seed=0)
-
-
-def test_a_near_duplicate_shows_the_same_in_other_clothes():
-    rng = np.random.default_rng(0)
-    scene = Scene((Placed("2b50", "noto"),), "pink", "dotted")
-    copy = near_duplicate({"image": scene, "text": "A star."}, rng)
-    assert copy["image"].objects == scene.objects and copy["text"] == "A STAR"
-    assert copy["image"].background != "pink" and copy["image"].pattern != "dotted"
-    crop = near_duplicate({"image": Crop(scene, 0.2, 0.3)}, rng)["image"]
-    assert (crop.x, crop.y) == (0.2, 0.3) and crop.scene.background != "pink"
-    films = [Film((Track(Placed("2b50", "noto"), "left"),))]
-    assert near_duplicate({"video": films}, rng)["video"][0].tracks == films[0].tracks
-    assert near_duplicate({"text": "星"}, rng) == {"text": "星!"}  # a script without case
-    stored = {"image": Image.new("RGB", (2, 2)), "video": noise_clip()}
-    assert near_duplicate(stored, rng) == stored
-    assert near_duplicate({"image": "Picture.png"}, rng) == {"image": "Picture.png"}  # a path is not text
-
-
-@pytest.fixture
-def coloured() -> Quadruple:
-    """One query picture, its positive and its negative, each of one colour, in 96 x 96 pixels."""
-    corpus = [{"image": Flat((4, 5, 6))}, {"image": Flat((7, 8, 9))}]
-    relevance = [Relevance((0,), (1,), scores=(0.75,))]
-    queries = [{"image": Flat((1, 2, 3)), "text": "a"}]
-    return Quadruple("c", "image_ret", "Find the picture.", queries, corpus, relevance)
-
-
-def test_a_contact_sheet_shows_query_positive_and_negative_from_left_to_right(coloured):
-    sheet = np.asarray(contact_sheet(coloured))
-    left = []
-    for colour in ((1, 2, 3), (4, 5, 6), (7, 8, 9)):
-        y, x = np.nonzero((sheet == colour).all(-1))
-        assert len(x) == 96 * 96
-        assert (np.ptp(x), np.ptp(y)) == (95, 95)
-        left.append(x.min())
-    assert left == sorted(left)
-    for shade in SHADES.values():
-        assert (sheet == shade).all(-1).any()
-
-
-def test_a_contact_sheet_shows_four_frames_of_a_clip():
-    frames = np.stack([np.full((96, 96, 3), 10 * i, np.uint8) for i in range(8)])
-    quadruple = Quadruple("c", "video_ret", "Find.", [{"video": Clip(frames, 2.0)}], [{"text": "x"}], [Relevance((0,))])
-    sheet = np.asarray(contact_sheet(quadruple))
-    shown = [i for i in range(8) if (sheet == 10 * i).all(-1).sum() > 96 * 90]
-    assert len(shown) == 4 and shown[0] == 0 and shown[-1] == 7
-
-
-def test_a_contact_sheet_draws_long_texts_and_other_scripts():
-    def ink(text: str) -> np.ndarray:
-        queries = [{"text": text}]
-        sheet = contact_sheet(Quadruple("t", "text_ret", "Find.", queries, [{"text": "x"}], [Relevance((0,))]))
-        return np.asarray(sheet.crop((0, 85, 430, sheet.height)))  # the query without title
-
-    for word in ("λόγος", "слово", "كلمة"):
-        assert (ink(word) < 100).any()
-        assert not np.array_equal(ink(word), ink("\uffff" * len(word)))  # not a row of boxes
-    assert ink("word " * 60).shape[0] > ink("word").shape[0] + 50  # wrapped
-    assert ink("word " * 6000).shape[0] == ink("word " * 600).shape[0]  # and cut
-    assert ink("x" * 300).shape[0] > ink("x").shape[0] + 50
-
-
-def test_a_contact_sheet_has_as_many_rows_as_asked_for_and_the_same_again():
-    quadruple = texts(30)
-    heights = [contact_sheet(quadruple, rows=n).height for n in (1, 2, 3)]
-    assert heights[2] - heights[1] == heights[1] - heights[0] > 40
-    assert contact_sheet(quadruple).tobytes() == contact_sheet(quadruple).tobytes()
-    assert contact_sheet(quadruple, seed=1).tobytes() != contact_sheet(quadruple).tobytes()
 
 
 def test_the_command_explains_itself(capsys):

@@ -1,0 +1,116 @@
+"""All stages and the evaluation of their models: what `q3vl-mini run` does."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import evaluate, report
+from .config import Preset
+from .emoji_world import tasks
+from .records import Quadruple
+from .reranker import Reranker
+from .stages import ORDER, Run, run_stage
+
+EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
+
+
+def run(
+    preset: Preset,
+    folder: str | Path,
+    seed: int | None = None,
+    results: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """All stages, then the stage table: printed, as `results` (JSON; default folder/results.json) and as a figure.
+
+    Goes on where an interrupted run of the same configuration stopped. Returns the path of the results.
+    """
+    preset = preset if seed is None else replace(preset, seed=seed)
+    r = Run(preset, folder, progress)
+    results = Path(results or r.folder / "results.json")
+    stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
+    walls = {}
+    for stage in stages:
+        walls[stage] = run_stage(r, stage)["wall_s"]
+        if r.is_main and progress:
+            before, after = r.metrics(stage)["validation"].values()
+            print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}", flush=True)
+    if r.is_main:
+        began = time.monotonic()
+        records, unseen = evaluate_all(r)
+        walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
+        print(f"\n{report.stage_table(records)}\n")
+        report.write_results(results, run_meta(preset, walls), records, unseen)
+        report.plot_stage_table(records, results.with_suffix(".png"))
+        print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
+    r.accelerator.wait_for_everyone()
+    return results
+
+
+def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/."""
+    data, folder = run.preset.data, run.folder / "evaluation"
+    records, unseen = {}, {}
+    benchmark = styles = None  # drawn once, and only if something is left to evaluate
+    for name in (*EMBEDDERS, "s3+reranker"):
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            began = time.monotonic()
+            benchmark = benchmark or tasks.benchmark("test", data.test_rows, data.test_seed)
+            styles = styles or tasks.unseen_styles(data.test_seed)
+            model = run.model("s3" if name == "s3+reranker" else name)
+            if name == "s3+reranker":
+                columns = evaluate.evaluate_reranker(
+                    run.model("reranker", Reranker),
+                    model,
+                    benchmark,
+                    top_k=data.rerank_top_k,
+                    batch_size=data.batch_size,
+                    progress=run.progress,
+                )
+                single = None  # thousands of pairs a percent: the table's columns show what the reranker does
+            else:
+                columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress)
+                single = unseen_scores(model, styles, data.batch_size)
+            content = {"columns": report.result_records({name: columns})[name], "unseen_styles": single}
+            content["wall_s"] = round(time.monotonic() - began, 1)
+            report.write_json(file, content)
+        content = json.loads(file.read_text())
+        records[name] = content["columns"]
+        unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
+    return records, unseen
+
+
+def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> dict[str, float]:
+    """Hit@1 and Hit@10 of single-object text-to-image retrieval, the mean over the styles, and the queries' number."""
+    scores: dict[str, list[float]] = {"hit@1": [], "hit@10": []}
+    for quadruple, queries, corpus in evaluate.encoded(embedder, styles, batch_size=batch_size):
+        for metric, values in scores.items():
+            values.append(evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score)
+    return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
+
+
+def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
+    """`meta` of the results: what ran, on what, for how long."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    return {
+        "git": report.git_revision(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "seed": preset.seed,
+        "preset": preset.name,
+        "cores": os.cpu_count(),
+        "wall_s": round(sum(walls.values()), 1),
+        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "stage_wall_s": dict(walls),
+    }

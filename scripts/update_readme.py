@@ -1,0 +1,49 @@
+"""Write the stage table of results/tiny.json into README.md, between its two markers.
+
+    python scripts/update_readme.py          # rewrite README.md
+    python scripts/update_readme.py --check  # exit 1 if README.md is not what the results say
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from q3vl_mini.report import stage_table
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"(<!-- stage-table:begin -->\n).*?(<!-- stage-table:end -->)", re.DOTALL)
+
+
+def section(results: dict) -> str:
+    """The table, what run it is of, and single-object retrieval in the styles that no training saw."""
+    meta, unseen = results["meta"], results["unseen_styles"]
+    lines = [
+        stage_table(results["models"]),
+        "",
+        f"Preset `{meta['preset']}`, seed {meta['seed']}, revision `{meta['git'][:12]}`, {meta['cores']} cores: "
+        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {meta['peak_rss_mb'] / 1024:.1f} GB.",
+        "",
+        f"Single objects in the two unseen styles, text to image, {next(iter(unseen.values()))['n']} queries:",
+        "",
+        "| model | Hit@1 | Hit@10 |",
+        "|---|---|---|",
+        *(f"| {name} | {row['hit@1']:.3f} | {row['hit@10']:.3f} |" for name, row in unseen.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    args = parser.parse_args()
+    results = json.loads((ROOT / "results" / "tiny.json").read_text())
+    before = (ROOT / "README.md").read_text()
+    after = MARKED.sub(lambda m: m[1] + section(results) + m[2], before)
+    if not args.check:
+        (ROOT / "README.md").write_text(after)
+    raise SystemExit(args.check and before != after)
+
+
+if __name__ == "__main__":
+    main()
