@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from . import evaluate, report
 from .config import Preset
@@ -100,9 +100,18 @@ def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> di
     return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
 
 
+def peak_memory_mb() -> int:
+    """The most memory that this process held, in MB; where the system does not count it, what it holds now."""
+    try:
+        import resource  # Unix alone
+    except ImportError:
+        memory = psutil.Process().memory_info()
+        return round(getattr(memory, "peak_wset", memory.rss) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+
+
 def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
     """`meta` of the results: what ran, on what, for how long."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
     return {
         "git": report.git_revision(),
@@ -111,6 +120,6 @@ def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
         "preset": preset.name,
         "cores": os.cpu_count(),
         "wall_s": round(sum(walls.values()), 1),
-        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "peak_rss_mb": peak_memory_mb(),
         "stage_wall_s": dict(walls),
     }
