@@ -101,7 +101,7 @@ def slerp(v1: Vector, v2: Vector, t: float | Tensor) -> Vector:
 
     The vectors are not normalised: t = 0 gives V1 and t = 1 gives V2, lengths included. Where W or
     the arc is not defined (parallel, opposite or zero vectors) it is the line (1-t) V1 + t V2.
-    Source: PAPER.md section 3, after Li et al. 2024 (arXiv 2410.15035). Taught in notebooks/12.
+    Source: the report's section 4, after Li et al. 2024 (arXiv 2410.15035). Taught in notebooks/12.
     """
     gram = gram_matrix([v1, v2])
     return linear([v1, v2], _slerp_weights(gram[0, 1], gram[0, 0], gram[1, 1], t))

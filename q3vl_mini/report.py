@@ -95,7 +95,7 @@ def write_results(
     models: Mapping[str, Mapping[str, Any]],
     unseen_styles: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write results/tiny.json: meta, models, unseen_styles (schema in DESIGN.md), replaced in one move.
+    """Write results/tiny.json: meta, models and unseen_styles, replaced in one move.
 
     Raises ValueError if meta or a row of unseen_styles lacks a key, or a number is nan.
 

@@ -27,11 +27,12 @@ from .embedder import Embedder
 from .emoji_world import tasks
 from .forward import VisualStore
 from .lora import fold_lora
+from .losses import info_nce
 from .media import MediaBudget
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
-from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
+from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 
@@ -127,14 +128,15 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     """A stage's data with refined positives and mined negatives (section 3.3); labels are kept in mined.json.
 
     What another stage mined with the same miner, setting and rows is read, not mined again: the reranker trains on
-    the data of s1. Graded pairs (STS) are left as they are.
+    the data of s1. Graded pairs (STS) are left as they are, and so is what gets the classification loss: there only
+    the explicitly wrong labels are negatives.
     """
     config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
     quadruples = training_data(config, run.preset.seed)
     if config.mining is None:
         return quadruples
     known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)
-    todo = [q for q in quadruples if q.name not in known and all(r.scores is None for r in q.relevance)]
+    todo = [q for q in quadruples if q.name not in known and loss_of(q.task, config) is info_nce]
     if todo and run.is_main:
         miner = run.model(config.mining.miner)
         vectors = evaluate.encoded(miner, todo, batch_size=run.preset.data.batch_size, progress=run.progress)

@@ -42,9 +42,9 @@ LOSS_OF_TASK = {
 }
 
 
-def loss_of(batch: Batch, stage: StageConfig) -> Callable[..., Tensor]:
-    """The loss of a batch: its task's, or InfoNCE for all where the stage has no loss a task (stage 1)."""
-    return LOSS_OF_TASK.get(batch.task, info_nce) if stage.loss_per_task else info_nce
+def loss_of(task: str, stage: StageConfig) -> Callable[..., Tensor]:
+    """The loss of a task, or InfoNCE for all where the stage has no loss a task (stage 1)."""
+    return LOSS_OF_TASK.get(task, info_nce) if stage.loss_per_task else info_nce
 
 
 def embedding_loss(
@@ -64,7 +64,7 @@ def embedding_loss(
     Raises:
         ValueError: graded pairs, of which some are unlike, would be taken as positives by InfoNCE.
     """
-    loss = loss_of(batch, stage)
+    loss = loss_of(batch.task, stage)
     if loss is info_nce and batch.scores is not None:
         raise ValueError(
             f"{batch.name} has graded pairs, and InfoNCE takes each for a positive; leave it out of this stage, or "

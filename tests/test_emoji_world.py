@@ -12,7 +12,7 @@ import torch
 from q3vl_mini.config import data_dir
 from q3vl_mini.emoji_world import sprites, tasks, words
 from q3vl_mini.emoji_world.augment import augment
-from q3vl_mini.emoji_world.scenes import MOTIONS, Crop, Film, Page, Placed, Scene, Track
+from q3vl_mini.emoji_world.scenes import MOTIONS, Crop, Film, Frame, Page, Placed, Scene, Track
 from q3vl_mini.records import validate
 
 IN_EVERY_SPLIT = [name for name in tasks.TASKS if name != "unseen_languages"]
@@ -29,6 +29,8 @@ def placed(drawing) -> list[Placed]:
     """The objects in a drawing that carry meaning (no clutter)."""
     if isinstance(drawing, Crop):
         return placed(drawing.scene)
+    if isinstance(drawing, Frame):
+        return placed(drawing.film)
     if isinstance(drawing, Film):
         return [t.thing for t in drawing.tracks]
     if isinstance(drawing, Page):
@@ -261,6 +263,28 @@ def test_every_picture_that_shows_what_the_query_asks_for_is_labelled():
         assert labels.positives == alike
         several += len(alike) > 1
     assert several > 100
+
+
+def test_every_caption_that_is_right_for_a_picture_is_labelled():
+    quadruple = tasks.build("image_to_text", "train", 2500)
+    shown: dict = {}
+    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
+        if len(query["image"].objects) == 1:
+            shown.setdefault(tasks.shows(query["image"]), set()).update(labels.positives)
+    several = 0
+    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
+        if len(query["image"].objects) == 1:
+            assert set(labels.positives) == shown[tasks.shows(query["image"])]
+            several += len(labels.positives) > 1
+    assert several > 100
+
+
+def test_a_keyframe_is_a_picture_of_its_clip():
+    quadruple = tasks.build("moment", "train", 60)
+    keyed = [(q, r) for q, r in zip(quadruple.queries, quadruple.relevance, strict=True) if "image" in q]
+    assert keyed
+    for query, labels in keyed:
+        assert query["image"].film == quadruple.corpus[labels.positives[0]]["video"]
 
 
 def test_moments_next_to_the_right_one_are_not_called_wrong():

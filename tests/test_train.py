@@ -187,7 +187,7 @@ def test_classification_contrasts_a_label_with_its_own_wrong_labels_only(small_c
         scores = encode([positive, *negatives], None) @ q[i] / stage.temperature
         rows.append(-scores.log_softmax(0)[0])
     assert found == pytest.approx(torch.stack(rows).mean().item(), rel=1e-4)
-    assert train.loss_of(batch, stage) is classification_loss
+    assert train.loss_of(batch.task, stage) is classification_loss
     assert found != pytest.approx(plain_loss(replace(stage, loss_per_task=False))(encode, batch).item(), rel=1e-3)
 
 

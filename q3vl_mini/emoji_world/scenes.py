@@ -168,10 +168,11 @@ class Film:
 
     def render(self) -> Clip:
         n = max(2, round(self.seconds * self.fps))
-        frames = np.stack([self._frame(i / (n - 1)) for i in range(n)])
+        frames = np.stack([self.frame(i / (n - 1)) for i in range(n)])
         return Clip(frames, self.fps)
 
-    def _frame(self, time: float) -> np.ndarray:
+    def frame(self, time: float) -> np.ndarray:
+        """The picture at a time from 0 to 1, uint8 (pixels, pixels, 3)."""
         canvas = _background(self.pixels, self.pixels, self.background, self.pattern).copy()
         for track in self.tracks:
             done = min(max((time - track.start) / max(track.end - track.start, 1e-6), 0.0), 1.0)
@@ -180,6 +181,17 @@ class Film:
                 thing, scale, turns = state
                 _place(canvas, thing, self.pixels, scale=scale, turns=turns)
         return canvas
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A single picture of a film, at `time` as a fraction of it."""
+
+    film: Film
+    time: float = 0.5
+
+    def render(self) -> Image.Image:
+        return Image.fromarray(self.film.frame(self.time))
 
 
 def _moved(thing: Placed, motion: str, done: float) -> tuple[Placed, float, int] | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..records import Instance, Quadruple, Relevance
 from . import sprites, words
-from .scenes import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, Block, Crop, Film, Page, Placed, Scene, Track
+from .scenes import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, Block, Crop, Film, Frame, Page, Placed, Scene, Track
 from .words import NUMBERS, PLACES, describe, pick
 
 SPLITS = ("train", "validation", "test")
@@ -343,16 +343,23 @@ def shows(scene: Scene) -> tuple:
     return tuple((o.key, o.tint) for o in scene.objects)
 
 
-def _all_that_show(corpus: Corpus, relevance: list[Relevance]) -> list[Relevance]:
-    """Label every picture that shows what a query's positive shows, so that none is a false negative."""
-    alike: dict[tuple, list[int]] = {}
-    for row, document in enumerate(corpus.items):
-        alike.setdefault(shows(document["image"]), []).append(row)
+def _label_alike(content: Sequence, relevance: list[Relevance]) -> list[Relevance]:
+    """Label every document that says or shows what a query's positive does, so that none is a false negative.
+
+    content: of each document what it shows, as a value to compare.
+    """
+    alike: dict = {}
+    for row, shown in enumerate(content):
+        alike.setdefault(shown, []).append(row)
     out = []
     for labels in relevance:
-        positives = tuple(alike[shows(corpus.items[labels.positives[0]]["image"])])
+        positives = tuple(alike[content[labels.positives[0]]])
         out.append(Relevance(positives, tuple(r for r in labels.negatives if r not in positives)))
     return out
+
+
+def _pictured(corpus: Corpus) -> list[tuple]:
+    return [shows(document["image"]) for document in corpus.items]
 
 
 @task("image_ret", "Find the picture that matches the text.")
@@ -366,12 +373,13 @@ def text_to_image(w: World, n: int):
         queries.append({"text": words.caption_one(w.rng, thing, language)})
         near = w.single(w.neighbour(k)) if w.rng.random() < 0.3 else None
         relevance.append(Relevance((corpus.row(image=scene),), (corpus.row(image=near),) if near else ()))
-    return queries, corpus, _all_that_show(corpus, relevance)
+    return queries, corpus, _label_alike(_pictured(corpus), relevance)
 
 
 @task("image_ret", "Find the text that describes the picture.")
 def image_to_text(w: World, n: int):
     queries, corpus, relevance = [], Corpus(), []
+    told: dict[int, tuple] = {}  # what each text describes
     for _ in range(n):
         scene = w.single() if w.rng.random() < 0.6 else w.scene(int(w.rng.integers(2, 4)))
         things = scene.objects
@@ -381,8 +389,10 @@ def image_to_text(w: World, n: int):
         else:
             text = words.caption_scene(w.rng, things, False)
         queries.append({"image": scene})
-        relevance.append(Relevance((corpus.row(text=text),)))
-    return queries, corpus, relevance
+        row = corpus.row(text=text)
+        told.setdefault(row, shows(scene) if len(things) == 1 else (*shows(scene), text))
+        relevance.append(Relevance((row,)))
+    return queries, corpus, _label_alike([told[row] for row in range(len(corpus.items))], relevance)
 
 
 @task("image_ret", "Find the picture of the described scene.")
@@ -423,7 +433,7 @@ def same_thing(w: World, n: int):
         b = replace(b, objects=(replace(b.objects[0], style=second),))
         queries.append({"image": a})
         relevance.append(Relevance((corpus.row(image=b),)))
-    return queries, corpus, _all_that_show(corpus, relevance)
+    return queries, corpus, _label_alike(_pictured(corpus), relevance)
 
 
 @task("image_ret", "Find the picture that results from the change.")
@@ -556,7 +566,7 @@ def video_retrieval(w: World, n: int):
 
 @task("video_mret", "Find the moment of the long clip that the text describes.")
 def moment(w: World, n: int):
-    """Segments of a long film of five events; the query names one event, with a keyframe in a third of cases."""
+    """A long film as its five segments of one event each; the query names one, with a keyframe in a third of cases."""
     queries, corpus, relevance = [], Corpus(), []
     while len(queries) < n:
         keys = w.keys_together(3)
@@ -573,8 +583,8 @@ def moment(w: World, n: int):
         for i in w.rng.permutation(5)[: min(2, n - len(queries))].tolist():
             query: Instance = {"text": _told(w, segments[i])}
             if w.rng.random() < 0.33:
-                thing = segments[i].tracks[0].thing
-                query["image"] = Scene((replace(thing, x=0.5, y=0.5, size=0.8),), **ground)
+                there = 0.75 if events[i][1] == "appear" else 0.25  # when the thing can be seen
+                query["image"] = Frame(segments[i], there)
             queries.append(query)
             # a clear temporal gap: the neighbours of the right segment are not counted as wrong
             far = tuple(r for j, r in enumerate(rows) if abs(j - i) > 1)
