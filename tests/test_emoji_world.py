@@ -254,6 +254,20 @@ def test_where_answers_are_where_the_pixels_are():
     assert checked > 10
 
 
+def test_size_answers_compare_a_thing_with_the_others_of_its_picture():
+    quadruple, said = tasks.build("image_qa", "train", 800), []
+    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
+        match = re.match(r"(?:How big is the |Which size is the |The )(.+?)(?:\?|: which size\?)$", query["text"])
+        if not match or "colour" in query["text"]:
+            continue
+        [thing] = [t for t in query["image"].objects if words.describe(t) == match[1]]
+        sizes = [t.size for t in query["image"].objects]
+        assert min(sizes) < max(sizes)
+        said.append(quadruple.corpus[labels.positives[0]]["text"])
+        assert said[-1] == ("big" if thing.size == max(sizes) else "small")
+    assert {"big", "small"} == set(said) and len(said) > 20
+
+
 def test_every_picture_that_shows_what_the_query_asks_for_is_labelled():
     quadruple = tasks.build("text_to_image", "train", 2500)
     several = 0

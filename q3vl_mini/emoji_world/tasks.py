@@ -15,7 +15,7 @@ import numpy as np
 from ..records import Instance, Quadruple, Relevance
 from . import sprites, words
 from .scenes import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, Block, Crop, Film, Frame, Page, Placed, Scene, Track
-from .words import NUMBERS, PLACES, describe, pick
+from .words import NUMBERS, PLACES, SIZES, describe, pick
 
 SPLITS = ("train", "validation", "test")
 CENTRES = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # in the order of words.PLACES
@@ -278,7 +278,7 @@ def ask(w: World, scene: Scene) -> tuple[str, str, str] | None:
     noun, place = describe(thing), words.place_of(thing)
     rest = [t for t in things if t is not thing]
     alike = len({(t.key, t.tint) for t in things}) == 1
-    kind = int(r.integers(6))
+    kind = int(r.integers(7))
     if kind == 0 and not alike:  # what is there?
         wrong = words.name(pick(r, rest).key) if rest else words.name(w.neighbour(thing.key))
         frames = ("What is at the {}?", "Which thing is in the {} corner?", "{}: what do you see?")
@@ -294,12 +294,16 @@ def ask(w: World, scene: Scene) -> tuple[str, str, str] | None:
         wrong = pick(r, [c for c in COLOURS if c != thing.tint])
         frames = ("What colour is the {}?", "Which colour does the {} have?", "The {}: which colour?")
         return pick(r, frames).format(words.name(thing.key)), thing.tint, wrong
-    if kind == 4 and rest and len({t.size for t in things}) == 2 and len(things) == 2:  # which is bigger?
+    two_sizes = len({t.size for t in things}) == 2
+    if kind == 4 and two_sizes and len(things) == 2:  # which is bigger?
         small, big = sorted(things, key=lambda t: t.size)
         a, b = (big, small) if r.random() < 0.5 else (small, big)
         frames = ("Which of the two is {}?", "Of the two things, which one is {}?")
         return pick(r, frames).format("bigger" if a is big else "smaller"), words.name(a.key), words.name(b.key)
-    if kind == 5 and len(things) >= 2 and not alike:  # what is next to it?
+    if kind == 5 and two_sizes:  # which size?
+        size, wrong = SIZES if thing.size == SMALL else SIZES[::-1]
+        return pick(r, ("How big is the {}?", "Which size is the {}?", "The {}: which size?")).format(noun), size, wrong
+    if kind == 6 and len(things) >= 2 and not alike:  # what is next to it?
         for other in rest:
             if abs(other.y - thing.y) < 0.1:
                 side = "left" if other.x < thing.x else "right"
@@ -316,7 +320,7 @@ def ask(w: World, scene: Scene) -> tuple[str, str, str] | None:
 @task("image_qa", "Answer the question about the picture.")
 def image_qa(w: World, n: int):
     queries, corpus, relevance = [], Corpus(), []
-    for text in (*PLACES, *NUMBERS[1:], *COLOURS):
+    for text in (*PLACES, *NUMBERS[1:], *COLOURS, *SIZES):
         corpus.row(text=text)
     while len(queries) < n:
         if w.rng.random() < 0.3:

@@ -10,6 +10,7 @@ from .scenes import Placed
 from .sprites import concept_by_key, name_in
 
 PLACES = ("top left", "top right", "bottom left", "bottom right")
+SIZES = ("small", "big")
 NUMBERS = ("no", "one", "two", "three", "four")
 GROUPS = {
     "smileys-emotion": "smileys and emotions",
@@ -82,7 +83,7 @@ def with_article(noun: str) -> str:
 
 def describe(thing: Placed, size: bool = False) -> str:
     """'small blue cat': an object by its attributes; the size in a word where asked."""
-    words = [("small" if thing.size < 0.32 else "big")] if size else []
+    words = [SIZES[thing.size > 0.32]] if size else []
     return " ".join([*words, *([thing.tint] if thing.tint else []), name(thing.key)])
 
 
