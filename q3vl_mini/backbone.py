@@ -202,8 +202,7 @@ def save(
         card["base"] = _relocate_base(new / "adapter_config.json", folder)
     if dtype is not None:
         for file in new.glob("*.safetensors"):
-            cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in load_file(file).items()}
-            save_file(cast, file, metadata={"format": "pt"})
+            cast_file(file, dtype)
     processor.save_pretrained(new)
     if quantizers is not None:
         save_file({name: x.cpu() for name, x in quantizers.state_dict().items()}, new / QUANTIZERS_FILE)
@@ -216,6 +215,12 @@ def save(
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def cast_file(file: Path, dtype: torch.dtype) -> None:
+    """Rewrite a safetensors file with its floating-point weights in `dtype`."""
+    cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in load_file(file).items()}
+    save_file(cast, file, metadata={"format": "pt"})
 
 
 def _relocate_base(config_file: Path, folder: Path) -> str:

@@ -16,6 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
+def keep_log_until(log: Path, step: int) -> None:
+    """Drop a JSON-lines log's rows after `step`: they were written after the checkpoint, and come again."""
+    if log.is_file():
+        rows = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+
+
 def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[str, Any]) -> None:
     """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`."""
     folder = Path(folder)

@@ -5,6 +5,7 @@ reranker whatever has `.logits(pairs, instruction=None)`.
 """
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,14 +47,15 @@ COSINE_DECIMALS = 6
 LOGIT_DECIMALS = 4
 
 
-class _Scored:
+class _Scored(ABC):
     """What data set and column share; each gives `score`, `chance` and `resample`."""
 
     score: float
     chance: float
 
+    @abstractmethod
     def resample(self, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
-        raise NotImplementedError
+        """Scores of `n_resamples` bootstrap samples of the queries, (n_resamples,)."""
 
     @cached_property
     def ci(self) -> tuple[float, float]:

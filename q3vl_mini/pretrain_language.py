@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import keep_log_until, load_checkpoint, save_checkpoint
 from .emoji_world.dialogues import Turn, dialogues
 from .forward import forward_hidden, measure, pad, visual_outputs
 from .media import MediaBudget
@@ -146,6 +146,7 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         modules, meta = resumed
         model.load_state_dict(modules["model"], strict=False)
         start, seconds = meta["step"], meta["seconds"]
+        keep_log_until(folder / "language.jsonl", start)
     began, running, batches, of_round = time.monotonic() - seconds, None, [], -1
     for step in range(start, c.steps):
         model.model.visual.requires_grad_(step >= c.frozen * c.steps)

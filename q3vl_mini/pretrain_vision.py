@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import generator_state, load_checkpoint, save_checkpoint
+from .checkpoint import generator_state, keep_log_until, load_checkpoint, save_checkpoint
 from .emoji_world import sprites
 from .emoji_world.augment import augment
 from .emoji_world.scenes import COLOURS
@@ -165,6 +165,7 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
         task.load_state_dict(modules["task"])
         g.set_state(modules["generator"]["state"])
         start, seconds = meta["step"], meta["seconds"]
+        keep_log_until(folder / "vision.jsonl", start)
     began, running = time.monotonic() - seconds, None
     for step in range(start, c.steps):
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):

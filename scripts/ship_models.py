@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+
+from q3vl_mini.backbone import cast_file
 
 ADAPTERS = Path(__file__).resolve().parents[1] / "data_samples" / "adapters"
 SHIPPED = ("s0", "s1", "reranker", "s2", "s3")
@@ -29,9 +30,7 @@ def ship(run: Path, adapters: Path = ADAPTERS) -> None:
         for name in FILES:
             if (run / stage / "model" / name).is_file():
                 shutil.copyfile(run / stage / "model" / name, folder / name)
-        weights = load_file(folder / "adapter_model.safetensors")
-        half = {name: x.to(torch.float16) for name, x in weights.items()}
-        save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        cast_file(folder / "adapter_model.safetensors", torch.float16)
         for file in folder.iterdir():
             file.chmod(0o644)
 

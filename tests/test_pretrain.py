@@ -95,6 +95,8 @@ def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_aft
     assert (out / "model.safetensors").stat().st_size <= 25_000_000
     processor = AutoProcessor.from_pretrained(out)
     assert processor.tokenizer.tokenize("yes") == ["yes"] and processor.tokenizer.tokenize("no") == ["no"]
+    with open(tmp_path / "language.jsonl", "a") as log:  # as a run that was cut short after its last checkpoint
+        log.write('{"step": 3, "seconds": 1.0, "loss": 1.0}\n')
     longer = LanguageConfig(steps=3, batch=4, round=2)
     pretrain(tmp_path, vision, longer, log_every=1)
     steps = [line.split(",")[0] for line in (tmp_path / "language.jsonl").read_text().splitlines()]
