@@ -247,7 +247,7 @@ def model_card(name: str, card: Mapping[str, Any]) -> str:
     base = f"base_model: {card['base']}\n" if "base" in card else ""
     return (
         f"---\nlibrary_name: {'peft' if base else 'transformers'}\n{base}tags: [qwen3_vl, {card['role']}]\n---\n\n"
-        f"# {name}\n\nA Qwen3-VL {card['role']} with the template \"{card['template']}\", trained by q3vl_mini.\n\n"
+        f'# {name}\n\nA Qwen3-VL {card["role"]} with the template "{card["template"]}", trained by q3vl_mini.\n\n'
         f"```python\n{use}\n```\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
 

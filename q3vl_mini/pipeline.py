@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from . import evaluate, report
 from .config import Preset
 from .emoji_world import tasks
+from .memory import peak_memory_mb
 from .records import Quadruple
 from .reranker import Reranker
 from .stages import ORDER, Run, run_stage
@@ -98,16 +97,6 @@ def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> di
         for metric, values in scores.items():
             values.append(evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score)
     return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process held, in MB; where the system does not count it, what it holds now."""
-    try:
-        import resource  # Unix alone
-    except ImportError:
-        memory = psutil.Process().memory_info()
-        return round(getattr(memory, "peak_wset", memory.rss) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:

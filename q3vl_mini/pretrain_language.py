@@ -1,6 +1,6 @@
 """Q3VL-tiny learns to describe and to answer: next-token prediction on dialogues about Emoji World.
 
-Starts from the vision tower of pretrain_vision.py. The loss counts the answer's tokens alone. A falling
+Starts from the vision tower of pretrain_vision.py, and with short dialogues: one thing, one name. The loss counts the answer's tokens alone. A falling
 loss proves nothing, since a language model can learn the answers' wording without a look at the picture:
 so the loss with each question's own picture is logged beside the loss with another's.
 """
@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import keep_log_until, load_checkpoint, save_checkpoint
-from .emoji_world.dialogues import Turn, dialogues
+from .emoji_world import sprites
+from .emoji_world.bank import SpriteBank
+from .emoji_world.dialogues import Turn, dialogues, short_turns
 from .forward import forward_hidden, measure, pad, visual_outputs
-from .media import MediaBudget
+from .media import MediaBudget, as_list
+from .memory import give_back_freed
 from .templates import chat_prompt, prompt_ids
 
 BUDGET = MediaBudget(fps=2.0)
@@ -28,7 +31,11 @@ BUDGET = MediaBudget(fps=2.0)
 class LanguageConfig:
     """Budget and step sizes. The tower is frozen for `frozen` of the steps, then follows at a smaller rate."""
 
-    steps: int = 2_600
+    short_steps: int = 1_400  # one thing, one name
+    short_batch: int = 160
+    short_round: int = 32
+    strength: float = 0.8  # of the augmentation in the short ones
+    steps: int = 3_000  # with the short ones
     batch: int = 64
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
@@ -97,10 +104,12 @@ def picture_matters(model: nn.Module, processor, n: int = 400, seed: int = 10_00
 
 def rough_length(turn: Turn) -> float:
     """About how many tokens a dialogue takes: only to put alike ones into one batch."""
-    words = (len(turn.question["text"]) + len(turn.answer)) / 4
-    picture = turn.question.get("image")
-    pixels = getattr(picture, "pixels", 64) ** 2 if not hasattr(picture, "width") else picture.width * picture.height
-    return words + (68 if "video" in turn.question else pixels / 1024 if picture is not None else 0)
+    words = len((turn.question["text"] + turn.answer).encode()) / 4
+    pixels = 0
+    for picture in as_list(turn.question.get("image"), "image"):
+        side = getattr(picture, "pixels", 64)
+        pixels += picture.width * picture.height if hasattr(picture, "width") else side**2
+    return words + 68 * ("video" in turn.question) + pixels / 1024
 
 
 def batches_alike(turns: list[Turn], size: int, seed: int, window: int = 16) -> list[list[Turn]]:
@@ -140,6 +149,7 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         torch.optim.Muon(groups(is_matrix), lr=c.lr_matrix, weight_decay=c.weight_decay),
         torch.optim.AdamW(groups(lambda p: not is_matrix(p)), lr=c.lr_other, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
+    bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])
     start, seconds = 0, 0.0
     resumed = load_checkpoint(folder / "language_state", optimizers)
     if resumed:
@@ -147,14 +157,16 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         model.load_state_dict(modules["model"], strict=False)
         start, seconds = meta["step"], meta["seconds"]
         keep_log_until(folder / "language.jsonl", start)
-    began, running, batches, of_round = time.monotonic() - seconds, None, [], -1
+    began, running, batches, of_round = time.monotonic() - seconds, None, [], None
     for step in range(start, c.steps):
         model.model.visual.requires_grad_(step >= c.frozen * c.steps)
-        if step // c.round != of_round:  # what a step sees depends on its number alone
-            of_round = step // c.round
-            turns = dialogues(c.round * c.batch, c.seed * 1_000 + of_round)
-            batches = batches_alike(turns, c.batch, of_round)
-        loss = answer_loss(model, collate(batches[step % c.round % len(batches)], processor))
+        short = step < c.short_steps
+        length, size = (c.short_round, c.short_batch) if short else (c.round, c.batch)
+        if (short, step // length) != of_round:  # what a step sees depends on its number alone
+            of_round, seed = (short, step // length), c.seed * 1_000 + step // length
+            drawn = short_turns(bank, length * size, seed, c.strength) if short else dialogues(length * size, seed)
+            batches = batches_alike(drawn, size, seed)
+        loss = answer_loss(model, collate(batches[step % length % len(batches)], processor))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
@@ -162,6 +174,8 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
                 group["lr"] = lr * rate(step, c) * group["share"]
             optimizer.step()
             optimizer.zero_grad()
+        if step % 20 == 0:
+            give_back_freed()
         running = loss.detach() if running is None else 0.98 * running + 0.02 * loss.detach()
         done = step + 1
         if done % log_every == 0 or done == c.steps:

@@ -7,7 +7,6 @@ of the seed pool, not contrastive training: the raw backbone still has to learn 
 """
 
 import json
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,9 @@ from torch import Tensor, nn
 
 from .checkpoint import generator_state, keep_log_until, load_checkpoint, save_checkpoint
 from .emoji_world import sprites
-from .emoji_world.augment import augment
+from .emoji_world.bank import SpriteBank, drawings
 from .emoji_world.scenes import COLOURS
 from .vision import patchify, speed_up
-
-MIRRORED = ("left", "right", "clock", "leftwards", "rightwards")
-FLIPPABLE_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects", "people-body")
 
 
 @dataclass(frozen=True)
@@ -46,25 +42,6 @@ class VisionConfig:
     seed: int = 0
 
 
-def flippable(concept: sprites.Concept) -> bool:
-    """Whether a mirrored drawing still shows the same concept."""
-    words = re.split(r"\W+", concept.name)
-    return concept.group in FLIPPABLE_GROUPS and not any(w in MIRRORED for w in words)
-
-
-def sprite_bank(style: str, keys: list[str], pixels: int) -> Tensor:
-    """All drawings of a style as uint8 (N, pixels, pixels, 4)."""
-    return torch.stack([torch.from_numpy(sprites.sprite(style, k, pixels).copy()) for k in keys])
-
-
-def tint(rgba: Tensor, colours: Tensor) -> Tensor:
-    """Sprites (B, H, W, 4) recoloured by one RGB each (B, 3), as scenes.py tints them."""
-    x = rgba.float()
-    grey = (x[..., :3] * torch.tensor([0.299, 0.587, 0.114])).sum(-1)
-    shade = (0.3 * x[..., 3] + 0.7 * grey)[..., None] / 255
-    return torch.cat([shade * colours[:, None, None, :], x[..., 3:]], -1).to(torch.uint8)
-
-
 class VisionTask(nn.Module):
     """Heads over the tower's output: which concept, and which tint (0: none)."""
 
@@ -80,21 +57,10 @@ def rate(step: int, c: VisionConfig) -> float:
     return min(1.0, (step + 1) / c.warmup, left)
 
 
-def make_batch(banks: Tensor, can_flip: Tensor, c: VisionConfig, step: int, g: torch.Generator):
+def make_batch(bank: SpriteBank, c: VisionConfig, step: int, g: torch.Generator):
     """Pictures (B, 3, H, W), concept (B, T) and tint (B, T) of each of their T visual tokens."""
-    n_styles, n_concepts = banks.shape[:2]
-    style = torch.randint(n_styles, (c.batch,), generator=g)
-    concept = torch.randint(n_concepts, (c.batch,), generator=g)
-    rgba = banks[style, concept]
-    tints = torch.zeros(c.batch, dtype=torch.long)
-    chosen = torch.rand(c.batch, generator=g) < c.tinted
-    tints[chosen] = torch.randint(1, 1 + len(COLOURS), (int(chosen.sum()),), generator=g)
-    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    rgba = rgba.clone()
-    rgba[chosen] = tint(rgba[chosen], palette[tints[chosen] - 1])
-    grown = min(1.0, 0.3 + 0.7 * step / max(c.ramp * c.steps, 1))
-    strength = c.strength * grown
-    x = augment(rgba, rgba.shape[1], strength, g, can_flip[concept], keep_colour=chosen)
+    strength = c.strength * min(1.0, 0.3 + 0.7 * step / max(c.ramp * c.steps, 1))
+    x, concept, tints = bank.pictures(c.batch, strength, c.tinted, g)
     concept, tints = concept[:, None].expand(-1, 4), tints[:, None].expand(-1, 4)
     if torch.rand((), generator=g) < c.scenes:  # four pictures become one scene, its tokens in reading order
         b, _, h, w = x.shape
@@ -143,9 +109,8 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
     torch.manual_seed(c.seed)
     styles = [s for s in sprites.TRAIN_STYLES if s != c.hold_out]
     keys = [k.key for k in sprites.concepts()]
-    banks = torch.stack([sprite_bank(s, keys, 64) for s in styles])
-    check_bank = sprite_bank(c.hold_out or styles[0], keys, 64)
-    can_flip = torch.tensor([flippable(k) for k in sprites.concepts()])
+    bank = SpriteBank(styles, keys)
+    check_bank = drawings(c.hold_out or styles[0], keys)
     speed_up(visual)
     task = VisionTask(visual.config.out_hidden_size, len(keys))
 
@@ -171,7 +136,7 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, c)
-        x, concept, tints = make_batch(banks, can_flip, c, step, g)
+        x, concept, tints = make_batch(bank, c, step, g)
         loss, shown = token_losses(visual, task, x, concept, tints, c.smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_([*visual.parameters(), *task.parameters()], 5.0)

@@ -29,6 +29,7 @@ from .compression import Quantizers, compressed_objective
 from .config import StageConfig
 from .data import Batch
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
+from .memory import give_back_freed
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]
@@ -360,6 +361,8 @@ def fit(
                 log.write(json.dumps(row) + "\n")
                 if done % config.log_every == 0:
                     log.flush()
+            if done % 10 == 0:
+                give_back_freed()
             if done % config.checkpoint_every == 0 or done == end:
                 checkpoint(done)
     model.eval()

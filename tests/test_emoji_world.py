@@ -4,6 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from q3vl_mini.config import data_dir
 from q3vl_mini.emoji_world import sprites, tasks, words
 from q3vl_mini.emoji_world.augment import augment
-from q3vl_mini.emoji_world.scenes import MOTIONS, Crop, Film, Frame, Page, Placed, Scene, Track
+from q3vl_mini.emoji_world.scenes import MOTIONS, Crop, Film, Frame, Page, Placed, Scene, Track, _drawing
 from q3vl_mini.records import validate
 
 IN_EVERY_SPLIT = [name for name in tasks.TASKS if name != "unseen_languages"]
@@ -144,6 +145,32 @@ def test_augmentation_of_no_strength_is_the_drawing_itself_and_full_strength_is_
         return (out.permute(0, 2, 3, 1)[ink] - rgba[..., :3][ink] / 255).abs().mean().item()
 
     assert changed(0.0) < 0.02 < 0.1 < changed(1.0)
+
+
+def test_another_hand_draws_the_same_thing_otherwise_and_the_same_every_time():
+    own = Scene((Placed(APPLE, "noto", size=0.8),))
+    other = replace(own, objects=(replace(own.objects[0], hand=7),))
+    drawn = other.array()
+    _drawing.cache_clear()
+    assert np.array_equal(drawn, other.array()) and not np.array_equal(drawn, own.array())
+    ink = [(scene.array() < 250).any(-1).sum() for scene in (own, other)]
+    assert 0.4 < ink[1] / ink[0] < 1.6
+    third = replace(own, objects=(replace(own.objects[0], hand=8),))
+    assert not np.array_equal(drawn, third.array())
+
+
+def test_another_hand_keeps_a_colour_that_is_a_label():
+    for hand in range(1, 30):
+        red = Scene((Placed(CAT, "noto", size=0.9, tint="red", hand=hand),)).array().astype(int)
+        ink = red.min(-1) < 120
+        assert (red[ink][:, 0] > red[ink][:, 2]).mean() > 0.9
+
+
+def test_other_hands_draw_for_training_alone():
+    hands = {split: [thing.hand for q in tasks.build("text_to_image", split, 200).corpus for thing in q["image"].objects]
+             for split in tasks.SPLITS}  # fmt: skip
+    assert not any(hands["validation"]) and not any(hands["test"])
+    assert 0.35 < np.mean([hand > 0 for hand in hands["train"]]) < 0.65
 
 
 # --- tasks --------------------------------------------------------------------------------------------------

@@ -1,14 +1,18 @@
 """Pre-training: dialogues are right, the loss counts answers alone, and it writes a checkpoint that loads."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from q3vl_mini.emoji_world import sprites
-from q3vl_mini.emoji_world.dialogues import Turn, dialogues
-from q3vl_mini.emoji_world.scenes import Placed, Scene
+from q3vl_mini.emoji_world import sprites, words
+from q3vl_mini.emoji_world.bank import SpriteBank
+from q3vl_mini.emoji_world.dialogues import Turn, dialogues, short_turns
+from q3vl_mini.emoji_world.scenes import COLOURS, Placed, Scene
+from q3vl_mini.emoji_world.tasks import bucket
+from q3vl_mini.media import as_list
 from q3vl_mini.pretrain import pretrain
 from q3vl_mini.pretrain_language import LanguageConfig, answer_loss, batches_alike, collate, with_shuffled_pictures
 from q3vl_mini.pretrain_vision import VisionConfig
@@ -55,10 +59,41 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(model, processor):
 
 def test_shuffled_pictures_keep_question_and_answer_and_change_the_picture():
     turns = [t for t in dialogues(300, 0) if "image" in t.question]
-    before = {(t.kind, t.question["text"], t.answer, t.question["image"]) for t in turns}
-    after = [(t.kind, t.question["text"], t.answer, t.question["image"]) for t in with_shuffled_pictures(turns)]
+    before = {(t.kind, t.question["text"], t.answer, repr(t.question["image"])) for t in turns}
+    after = [(t.kind, t.question["text"], t.answer, repr(t.question["image"])) for t in with_shuffled_pictures(turns)]
     assert {x[:3] for x in after} == {x[:3] for x in before}
     assert sum(x in before for x in after) < 0.1 * len(after)
+
+
+@pytest.fixture(scope="module")
+def short():
+    return short_turns(SpriteBank(["noto"], [c.key for c in sprites.concepts()]), 600, seed=5, strength=0.8)
+
+
+def test_short_dialogues_are_on_pictures_and_on_words_and_repeat_themselves_for_a_seed(short):
+    pictures = [t for t in short if "image" in t.question]
+    assert len(short) == 600 and 0.5 < len(pictures) / len(short) < 0.65
+    assert {t.question["image"].shape for t in pictures} == {(64, 64, 3)}
+    assert {t.kind for t in short} == {"name", "translate", "said", "kind"}
+    bank = SpriteBank(["noto"], [c.key for c in sprites.concepts()])
+    again = short_turns(bank, 600, seed=5, strength=0.8)
+    assert [(t.question["text"], t.answer) for t in again] == [(t.question["text"], t.answer) for t in short]
+
+
+def test_no_short_dialogue_shows_a_colour_on_a_thing_that_is_held_out(short):
+    key_of = {words.name(c.key): c.key for c in sprites.concepts()}
+    coloured = [t.answer.split(" ", 1) for t in short if t.kind == "name"]
+    coloured = [(a[0], key_of[a[1]]) for a in coloured if a[0] in COLOURS and len(a) == 2 and a[1] in key_of]
+    assert len(coloured) > 20 and all(bucket(key, colour) >= 2 for colour, key in coloured)
+
+
+def test_whether_two_things_are_the_same_is_asked_of_pictures_and_of_words_and_answered_rightly():
+    asked = [t for t in dialogues(2000, 4) if t.kind == "same"]
+    pairs = [t for t in asked if isinstance(t.question.get("image"), list)]
+    assert len(pairs) > 30 and 0.35 < sum(t.answer == "yes" for t in asked) / len(asked) < 0.65
+    for turn in pairs:
+        one, other = (scene.objects[0].key for scene in turn.question["image"])
+        assert (one == other) == (turn.answer == "yes")
 
 
 def test_yes_and_no_are_balanced_and_right():
@@ -66,7 +101,8 @@ def test_yes_and_no_are_balanced_and_right():
     asked = [t for t in turns if t.kind == "yes_no"]
     yes = [t for t in asked if t.answer == "yes"]
     assert 0.4 < len(yes) / len(asked) < 0.6 and {t.answer for t in asked} == {"yes", "no"}
-    captions = {t.question.get("image") or t.question.get("video"): t.answer for t in turns if t.kind != "yes_no"}
+    told = [t for t in turns if t.kind in ("name", "caption", "clip")]
+    captions = {t.question.get("image") or t.question.get("video"): t.answer for t in told}
     for turn in asked:
         picture = turn.question.get("image") or turn.question.get("video")
         said = captions[picture] in turn.question["text"]
@@ -75,8 +111,8 @@ def test_yes_and_no_are_balanced_and_right():
 
 def test_dialogues_show_training_styles_alone():
     for turn in dialogues(500, 2):
-        for thing in getattr(turn.question.get("image"), "objects", ()):
-            assert thing.style in sprites.TRAIN_STYLES
+        for scene in as_list(turn.question.get("image"), "image"):
+            assert {thing.style for thing in getattr(scene, "objects", ())} <= {*sprites.TRAIN_STYLES}
 
 
 def test_batches_of_like_length_hold_every_dialogue_once():
@@ -88,7 +124,8 @@ def test_batches_of_like_length_hold_every_dialogue_once():
 
 @pytest.mark.slow
 def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_after_an_interruption(tmp_path):
-    vision, language = VisionConfig(steps=2, batch=8), LanguageConfig(steps=2, batch=4, round=2)
+    vision = VisionConfig(steps=2, batch=8)
+    language = LanguageConfig(short_steps=1, short_batch=4, short_round=2, steps=2, batch=4, round=2)
     out = pretrain(tmp_path, vision, language, log_every=1)
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
@@ -97,7 +134,7 @@ def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_aft
     assert processor.tokenizer.tokenize("yes") == ["yes"] and processor.tokenizer.tokenize("no") == ["no"]
     with open(tmp_path / "language.jsonl", "a") as log:  # as a run that was cut short after its last checkpoint
         log.write('{"step": 3, "seconds": 1.0, "loss": 1.0}\n')
-    longer = LanguageConfig(steps=3, batch=4, round=2)
+    longer = replace(language, steps=3)
     pretrain(tmp_path, vision, longer, log_every=1)
     steps = [line.split(",")[0] for line in (tmp_path / "language.jsonl").read_text().splitlines()]
     assert steps == ['{"step": 1', '{"step": 2', '{"step": 3']

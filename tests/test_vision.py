@@ -9,7 +9,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from q3vl_mini import pretrain_vision as pretrain_vision_module
 from q3vl_mini import tiny
 from q3vl_mini.emoji_world import sprites
-from q3vl_mini.pretrain_vision import VisionConfig, flippable, make_batch, pretrain_vision, rate, sprite_bank, tint
+from q3vl_mini.emoji_world.bank import SpriteBank, drawings, flippable, tint
+from q3vl_mini.pretrain_vision import VisionConfig, make_batch, pretrain_vision, rate
 from q3vl_mini.vision import patchify, speed_up
 
 
@@ -62,21 +63,22 @@ def test_patchify_lays_pixels_out_as_the_processor_does(processor):
 
 def test_token_labels_of_a_scene_follow_the_order_of_its_visual_tokens():
     keys = [c.key for c in sprites.concepts()][:40]
-    banks = sprite_bank("noto", keys, 64)[None]
+    bank = SpriteBank(["noto"], keys)
+    bank.flippable[:] = False
     c = VisionConfig(batch=4, scenes=1.0, strength=0.0, tinted=0.0, steps=1)
-    x, concept, _ = make_batch(banks, torch.zeros(40, dtype=torch.bool), c, 0, torch.Generator().manual_seed(0))
+    x, concept, _ = make_batch(bank, c, 0, torch.Generator().manual_seed(0))
     assert x.shape == (1, 3, 128, 128) and concept.shape == (1, 16)
     cells = [x[0, :, i : i + 64, j : j + 64] for i in (0, 64) for j in (0, 64)]
     grid = concept.view(4, 4)
     for cell, label in zip(cells, (grid[0, 0], grid[0, 2], grid[2, 0], grid[2, 2]), strict=True):
-        rgba = banks[0, label].permute(2, 0, 1).float() / 255
+        rgba = bank.rgba[0, label].permute(2, 0, 1).float() / 255
         ink = rgba[3] == 1
         assert (cell[:, ink] - rgba[:3, ink]).abs().mean() < 0.03  # the quarter shows the concept of its tokens
     assert (grid[:2, :2] == grid[0, 0]).all() and (grid[2:, 2:] == grid[2, 2]).all()
 
 
 def test_tinted_sprites_have_the_colour_that_is_their_label():
-    rgba = sprite_bank("noto", ["1f408"], 64)
+    rgba = drawings("noto", ["1f408"])
     red = tint(rgba, torch.tensor([[214.0, 40.0, 40.0]]))[0].float()
     ink = red[..., 3] == 255
     assert (red[ink][:, 0] > 2 * red[ink][:, 1]).all() and torch.equal(red[..., 3], rgba[0, ..., 3].float())
@@ -101,10 +103,10 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tower,
     class Killed(Exception):
         pass
 
-    def dies_at_step_8(banks, can_flip, config, step, generator):
+    def dies_at_step_8(bank, config, step, generator):
         if step == 8:
             raise Killed
-        return make_batch(banks, can_flip, config, step, generator)
+        return make_batch(bank, config, step, generator)
 
     monkeypatch.setattr(pretrain_vision_module, "make_batch", dies_at_step_8)
     with pytest.raises(Killed):

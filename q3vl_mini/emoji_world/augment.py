@@ -21,12 +21,17 @@ def _uniform(shape, low: float, high: float, g: torch.Generator) -> torch.Tensor
     return torch.rand(shape, generator=g) * (high - low) + low
 
 
-def warp(rgba: torch.Tensor, size: int, strength: float, g: torch.Generator, flip: torch.Tensor) -> torch.Tensor:
-    """Rotate, scale, shear, shift, flip where `flip` (B,) says so, and bend smoothly; (B, 4, size, size)."""
+def warp(
+    rgba: torch.Tensor, size: int, strength: float, g: torch.Generator, flip: torch.Tensor, shrunk: float = 0.25
+) -> torch.Tensor:
+    """Rotate, scale, shear, shift, flip where `flip` (B,) says so, and bend smoothly; (B, 4, size, size).
+
+    A share `shrunk` (at full strength) becomes about half as large.
+    """
     b = len(rgba)
     angle = _uniform(b, -1, 1, g) * strength * math.radians(25)
     size_of = _uniform(b, 1 - 0.3 * strength, 1 + 0.15 * strength, g)
-    small = _pick(b, 0.25 * strength, g)
+    small = _pick(b, shrunk * strength, g)
     size_of = torch.where(small, _uniform(b, 0.4, 0.7, g), size_of)
     scale = 1 / size_of
     stretch = _uniform(b, 1 - 0.2 * strength, 1 + 0.2 * strength, g)
@@ -94,6 +99,27 @@ def outline(rgba: torch.Tensor) -> torch.Tensor:
     return torch.cat([(alpha * 0.95 * (1 - line)).expand(-1, 3, -1, -1), alpha], 1)
 
 
+def redraw(
+    rgba: torch.Tensor,
+    size: int,
+    strength: float,
+    g: torch.Generator,
+    flip: torch.Tensor,
+    keep_colour: torch.Tensor,
+    shrunk: float = 0.25,
+) -> torch.Tensor:
+    """Drawings as by another hand: bent, recoloured, some as line drawings. Float (B, 4, h, w) in and out.
+
+    flip: bool (B,), which to mirror. keep_colour: bool (B,), whose colours are a label.
+    """
+    x = warp(rgba, size, strength, g, flip, shrunk)
+    x = torch.where(keep_colour[:, None, None, None], x, recolour(x, strength, g))
+    lines = _pick(len(x), 0.08 * strength, g) & ~keep_colour
+    if lines.any():
+        x[lines] = outline(x[lines])
+    return x
+
+
 def backgrounds(b: int, size: int, strength: float, g: torch.Generator) -> torch.Tensor:
     """Plain, graded or mottled backgrounds, (B, 3, size, size) in [0, 1]; white and grey are common."""
     plain = torch.rand(b, 3, 1, 1, generator=g)
@@ -124,12 +150,8 @@ def augment(
     b = len(x)
     mirrored = _pick(b, 0.3, g)
     flip = mirrored & flippable if flippable is not None else torch.zeros(b, dtype=torch.bool)
-    x = warp(x, size, strength, g, flip)
     kept = torch.zeros(b, dtype=torch.bool) if keep_colour is None else keep_colour
-    x = torch.where(kept[:, None, None, None], x, recolour(x, strength, g))
-    lines = _pick(b, 0.08 * strength, g) & ~kept
-    if lines.any():
-        x[lines] = outline(x[lines])
+    x = redraw(x, size, strength, g, flip, kept)
     x = x[:, :3] + (1 - x[:, 3:]) * backgrounds(b, size, strength, g)
     blurred = _pick(b, 0.2 * strength, g)
     if blurred.any():

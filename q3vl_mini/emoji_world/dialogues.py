@@ -1,16 +1,20 @@
 """Questions and answers for an instruct model, made of the training split: what Q3VL-tiny is pre-trained on.
 
-Captions, questions, categories, clips, pages, words in many languages, and yes/no questions. No contrastive
-pairs: retrieval is what stage 1 teaches.
+First the short ones, about a single thing, answered by its name; then all: captions, questions, categories, clips,
+pages, words in many languages, and yes/no questions. No contrastive pairs: retrieval is what stage 1 teaches.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from ..records import Instance
 from . import sprites, words
-from .scenes import Page
-from .tasks import World, build
+from .bank import SpriteBank
+from .scenes import COLOURS, Page, Placed
+from .tasks import World, build, keywords
 from .words import pick
 
 CAPTION_REQUESTS = ("Describe the picture.", "What does the picture show?", "Caption this.", "What is this?")
@@ -35,14 +39,20 @@ def _with_text(instance: Instance, text: str) -> Instance:
     return {**instance, "text": text}
 
 
+def _name(w: World, image: Any, key: str, tint: str | None) -> Turn:
+    """What a picture of one thing shows, in English or another language."""
+    if w.rng.random() < 0.15 and not tint:
+        code = pick(w.rng, tuple(LANGUAGE_NAMES))
+        if foreign := sprites.name_in(code, key):
+            return Turn("name", {"image": image, "text": f"What is this in {LANGUAGE_NAMES[code]}?"}, foreign)
+    return Turn(
+        "name", {"image": image, "text": pick(w.rng, CAPTION_REQUESTS)}, words.describe(Placed(key, "", tint=tint))
+    )
+
+
 def _name_single(w: World) -> Turn:
     scene = w.single(tinted=0.25)
-    thing = scene.objects[0]
-    if w.rng.random() < 0.15 and not thing.tint:
-        code = pick(w.rng, tuple(LANGUAGE_NAMES))
-        if foreign := sprites.name_in(code, thing.key):
-            return Turn("name", {"image": scene, "text": f"What is this in {LANGUAGE_NAMES[code]}?"}, foreign)
-    return Turn("name", {"image": scene, "text": pick(w.rng, CAPTION_REQUESTS)}, words.describe(thing))
+    return _name(w, scene, scene.objects[0].key, scene.objects[0].tint)
 
 
 def _caption(w: World) -> Turn:
@@ -78,6 +88,22 @@ def _translate(w: World) -> Turn:
     return Turn("translate", {"text": f"{foreign} in English?"}, words.name(key))
 
 
+def _said(w: World) -> Turn:
+    """The name of what a caption in some language, or a few keywords, say."""
+    key = w.key()
+    cues = keywords(w, key, int(w.rng.integers(2, 5)))
+    if len(cues) > 1 and w.rng.random() < 0.5:
+        return Turn("said", {"text": f"{', '.join(cues)}: what is it?"}, words.name(key))
+    language = pick(w.rng, tuple(words.CAPTION_FRAMES)) if w.rng.random() < 0.5 else "en"
+    return Turn("said", {"text": words.caption_one(w.rng, Placed(key, ""), language)}, words.name(key))
+
+
+def _kind(w: World) -> Turn:
+    key = w.key()
+    subgroup = words.subgroup_label(sprites.concept_by_key()[key].subgroup)
+    return Turn("kind", {"text": f"What kind of thing is {words.name(key)}?"}, subgroup)
+
+
 def _page_title(w: World, page: Page) -> Turn:
     if w.rng.random() < 0.5:
         return Turn("page", {"image": page, "text": "What is the title of the page?"}, page.heading)
@@ -85,6 +111,38 @@ def _page_title(w: World, page: Page) -> Turn:
     part = "chart" if block.kind == "bars" else "table"
     answer = ", ".join(words.name(key) for _, key in block.icons)
     return Turn("page", {"image": page, "text": f"What is in the {part}?"}, answer)
+
+
+def _same(w: World) -> Turn:
+    """Whether two pictures, two words, or a picture and a word of another language are of the same thing."""
+    key, right = w.key(), w.rng.random() < 0.5
+    other = key if right else w.neighbour(key) if w.rng.random() < 0.5 else w.other(key)
+    answer, kind = "yes" if right else "no", w.rng.random()
+    if kind < 0.5:
+        pair = [w.single(key, 0.0), w.single(other, 0.0)]
+        return Turn("same", {"image": pair, "text": "Do both pictures show the same thing? yes or no"}, answer)
+    said = words.caption_one(w.rng, Placed(other, ""), pick(w.rng, tuple(words.CAPTION_FRAMES)))
+    if kind < 0.75:
+        return Turn("same", {"image": w.single(key, 0.0), "text": f"Does it show this: {said}? yes or no"}, answer)
+    return Turn("same", {"text": f"{words.name(key)} and {said}: is it the same? yes or no"}, answer)
+
+
+def short_turns(bank: SpriteBank, n: int, seed: int, strength: float) -> list[Turn]:
+    """n questions that a name answers, shuffled: three fifths on augmented pictures of one thing, the others in words.
+
+    Pictures are arrays (64, 64, 3). What shows a colour on a thing that the training split may not is left out.
+    """
+    w, g = World("train", "short", seed), torch.Generator().manual_seed(seed)
+    pictures, concepts, tints = bank.pictures(round(0.6 * n), strength, 0.15, g)
+    arrays = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    turns = []
+    for array, concept, tint in zip(arrays, concepts.tolist(), tints.tolist(), strict=True):
+        key, colour = bank.keys[concept], (None, *COLOURS)[tint]
+        if colour is None or w.belongs(key, colour):
+            turns.append(_name(w, array, key, colour))
+    makers = (_translate, _translate, _translate, _said, _said, _kind)
+    turns += [pick(w.rng, makers)(w) for _ in range(n - len(turns))]
+    return [turns[i] for i in w.rng.permutation(n).tolist()]
 
 
 def _yes_no(w: World, turn: Turn, other: str) -> Turn:
@@ -99,11 +157,13 @@ def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
     """About n turns of all kinds, shuffled; the same for the same arguments."""
     w = World(split, "dialogues", seed)
     turns: list[Turn] = []
-    turns += [_name_single(w) for _ in range(int(0.30 * n))]
+    turns += [_name_single(w) for _ in range(int(0.20 * n))]
     turns += [_caption(w) for _ in range(int(0.10 * n))]
     turns += [_clip(w) for _ in range(int(0.08 * n))]
-    turns += [_translate(w) for _ in range(int(0.08 * n))]
-    shown = turns[: int(0.48 * n)]
+    shown = list(turns)
+    turns += [_translate(w) for _ in range(int(0.06 * n))]
+    turns += [_said(w) for _ in range(int(0.04 * n))]
+    turns += [_same(w) for _ in range(int(0.06 * n))]
     for i in w.rng.permutation(len(shown))[: int(0.12 * n)].tolist():
         turn = turns[i]
         others = [t.answer for t in (turns[i - 1], turns[i - 2]) if t.kind == turn.kind and t.answer != turn.answer]
@@ -112,8 +172,8 @@ def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
         if others:
             turns.append(_yes_no(w, turn, others[0]))
     for name, share in (
-        ("image_qa", 0.10), ("concept", 0.04), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
-        ("video_qa", 0.05), ("keyword_search", 0.06), ("text_group", 0.02),
+        ("image_qa", 0.16), ("concept", 0.03), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
+        ("video_qa", 0.05), ("keyword_search", 0.03), ("text_group", 0.02),
     ):  # fmt: skip
         q = build(name, split, int(share * n), seed + 1)
         for query, labels in zip(q.queries, q.relevance, strict=True):

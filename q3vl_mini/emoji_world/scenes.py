@@ -5,13 +5,15 @@ compared and stored, and the same scene can be drawn at 64 or at 1024 pixels. Si
 fractions of the side; `render()` draws. Taught in notebooks/03.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..records import Clip
+from .augment import redraw
 from .sprites import sprite
 
 COLOURS = {
@@ -37,12 +39,17 @@ BACKGROUNDS = {
 }
 PATTERNS = ("plain", "graded", "striped", "dotted")
 MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "spin", "appear", "vanish", "still")
+HAND_STRENGTH = 0.8  # how far another hand departs from the style's own drawing, 0 to 1
 _INK = (40, 40, 48)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A concept in a picture: style, centre (x, y) and size as fractions of the side, optional tint."""
+    """A concept in a picture: style, centre (x, y) and size as fractions of the side, optional tint.
+
+    hand: 0 is the style's own drawing; another number is a seed by which it is redrawn (augment.redraw), so that
+    training shows more variety than three styles have.
+    """
 
     key: str
     style: str
@@ -50,20 +57,31 @@ class Placed:
     y: float = 0.5
     size: float = 0.9
     tint: str | None = None
+    hand: int = 0
 
 
 @lru_cache(maxsize=20_000)
-def _drawing(key: str, style: str, pixels: int, tint: str | None, turns: int) -> np.ndarray:
-    """A sprite, tinted and turned by `turns` eighths of a circle; premultiplied uint8 (n, n, 4)."""
+def _drawing(key: str, style: str, pixels: int, tint: str | None, hand: int, turns: int) -> np.ndarray:
+    """A sprite, tinted, redrawn and turned by `turns` eighths of a circle; premultiplied uint8 (n, n, 4)."""
     rgba = sprite(style, key, pixels)
     if tint:
         grey = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         alpha = rgba[..., 3].astype(np.float32)
         shade = (0.3 * alpha + 0.7 * grey)[..., None] / 255
         rgba = np.concatenate([shade * np.array(COLOURS[tint], np.float32), alpha[..., None]], -1).astype(np.uint8)
+    if hand:
+        rgba = _redrawn(rgba, hand, keep_colour=tint is not None)
     if turns % 8:
         rgba = np.asarray(Image.fromarray(rgba).rotate(-45 * turns, Image.Resampling.BILINEAR))
     return rgba
+
+
+def _redrawn(rgba: np.ndarray, hand: int, keep_colour: bool) -> np.ndarray:
+    """A drawing (n, n, 4) as another hand would draw it: the same for the same `hand`, about as large, not mirrored."""
+    x = torch.from_numpy(rgba.copy()).permute(2, 0, 1)[None].float() / 255
+    g, flip = torch.Generator().manual_seed(hand), torch.tensor([False])
+    out = redraw(x, len(rgba), HAND_STRENGTH, g, flip, torch.tensor([keep_colour]), shrunk=0.0)
+    return (out.clamp(0, 1) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
 
 
 @lru_cache(maxsize=2_000)
@@ -98,7 +116,9 @@ def _paste(canvas: np.ndarray, drawing: np.ndarray, cx: float, cy: float) -> Non
 
 def _place(canvas: np.ndarray, thing: Placed, side: int, *, scale: float = 1.0, turns: int = 0) -> None:
     pixels = max(6, round(thing.size * side * scale / 2) * 2)
-    _paste(canvas, _drawing(thing.key, thing.style, pixels, thing.tint, turns), thing.x * side, thing.y * side)
+    _paste(
+        canvas, _drawing(thing.key, thing.style, pixels, thing.tint, thing.hand, turns), thing.x * side, thing.y * side
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,7 @@ def _moved(thing: Placed, motion: str, done: float) -> tuple[Placed, float, int]
     if motion in ("left", "right", "up", "down"):
         travel = 0.6 * (done - 0.5) * (-1 if motion in ("left", "up") else 1)
         x, y = (thing.x + travel, thing.y) if motion in ("left", "right") else (thing.x, thing.y + travel)
-        return Placed(thing.key, thing.style, x, y, thing.size, thing.tint), 1.0, 0
+        return replace(thing, x=x, y=y), 1.0, 0
     if motion == "grow":
         return thing, 0.4 + 0.8 * done, 0
     if motion == "shrink":

@@ -87,6 +87,13 @@ class World:
     def style(self, key: str) -> str:
         return pick(self.rng, [s for s in self.styles if sprites.has_style(s, key)])
 
+    def hand(self) -> int:
+        """0, a style's own drawing, or for half of what training shows a number by which it is redrawn."""
+        return int(self.rng.integers(1, 2**31)) if self.split == "train" and self.rng.random() < 0.5 else 0
+
+    def placed(self, key: str, x: float, y: float, size: float, tint: str | None) -> Placed:
+        return Placed(key, self.style(key), x, y, size, tint, self.hand())
+
     def neighbour(self, key: str) -> str:
         """Another concept of the same subgroup (a confusing one), or any other where it is alone."""
         near = [k for k in self.by_subgroup[sprites.concept_by_key()[key].subgroup] if k != key]
@@ -122,7 +129,7 @@ class World:
         k = key or self.key()
         size = round(float(self.rng.uniform(0.7, 0.98)), 2)
         x, y = (0.5 + self.rng.uniform(-0.5, 0.5, 2) * (1 - size)).round(2).tolist()
-        return Scene((Placed(k, self.style(k), x, y, size, self.tint(k, tinted)),), **self.ground())
+        return Scene((self.placed(k, x, y, size, self.tint(k, tinted)),), **self.ground())
 
     def keys_together(self, n: int) -> list[str]:
         """n different concepts that may share a picture: held-out splits show at least one held-out pair."""
@@ -147,7 +154,7 @@ class World:
         for k, cell in zip(keys, cells, strict=True):
             x, y = CENTRES[cell]
             size = SMALL if sizes and self.rng.random() < 0.5 else BIG
-            objects.append(Placed(k, self.style(k), x, y, size, tint if same else self.tint(k, tinted)))
+            objects.append(self.placed(k, x, y, size, tint if same else self.tint(k, tinted)))
         objects.sort(key=lambda o: (o.y, o.x))
         return Scene(tuple(objects), **self.ground(), pixels=128, clutter=self.clutter())
 
@@ -158,7 +165,7 @@ class World:
         tracks = []
         for i, (k, motion) in enumerate(events):
             x, y = places[i]
-            thing = Placed(k, self.style(k), x, y, 0.5 if n == 1 else 0.42, self.tint(k, tinted))
+            thing = self.placed(k, x, y, 0.5 if n == 1 else 0.42, self.tint(k, tinted))
             tracks.append(Track(thing, motion, round(i / n, 2), round((i + 1) / n, 2)))
         return Film(tuple(tracks), **self.ground(), pixels=96, seconds=seconds)
 
@@ -578,11 +585,8 @@ def moment(w: World, n: int):
         if len(set(events)) < 5:
             continue
         ground, tints = w.ground(), {k: w.tint(k, 0.2) for k in keys}
-        styles = {k: w.style(k) for k in keys}
-        segments = [
-            Film((Track(Placed(k, styles[k], 0.5, 0.5, 0.5, tints[k]), m),), **ground, pixels=96, seconds=4.0)
-            for k, m in events
-        ]
+        things = {k: w.placed(k, 0.5, 0.5, 0.5, tints[k]) for k in keys}
+        segments = [Film((Track(things[k], m),), **ground, pixels=96, seconds=4.0) for k, m in events]
         rows = [corpus.row(video=s) for s in segments]
         for i in w.rng.permutation(5)[: min(2, n - len(queries))].tolist():
             query: Instance = {"text": _told(w, segments[i])}
