@@ -1,14 +1,14 @@
 """Q3VL-tiny learns to describe and to answer: next-token prediction on dialogues about Emoji World.
 
-Starts from the vision tower of pretrain_vision.py, and with short dialogues: one thing, one name. The loss counts the answer's tokens alone. A falling
-loss proves nothing, since a language model can learn the answers' wording without a look at the picture:
-so the loss with each question's own picture is logged beside the loss with another's.
+Starts from the vision tower of pretrain_vision.py, and with short dialogues: one thing, one name. The loss counts the
+answer's tokens alone. A falling loss proves nothing, since a language model can learn the answers' wording without a
+look at the picture: so the loss with each question's own picture is logged beside the loss with another's.
 """
 
 import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +22,10 @@ from .emoji_world.dialogues import Turn, dialogues, short_turns
 from .forward import forward_hidden, measure, pad, visual_outputs
 from .media import MediaBudget, as_list
 from .memory import give_back_freed
-from .templates import chat_prompt, prompt_ids
+from .templates import chat_prompt, embedder_prompt, prompt_ids, reranker_prompt
 
 BUDGET = MediaBudget(fps=2.0)
+TEMPLATE = "released"  # it ends where an answer begins
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class LanguageConfig:
     decay: float = 0.35
     frozen: float = 1.0
     round: int = 250  # steps on one set of freshly drawn dialogues
+    systems: float = 0.5  # share of the dialogues with a system message
+    systems_from: int = 1_000  # from the first round that begins after so many steps
     seed: int = 0
 
 
@@ -53,9 +56,15 @@ def collate(turns: list[Turn], processor) -> dict:
     names = [f"turn {i}" for i in range(len(turns))]
     prompts, visuals = [], []
     for turn, name in zip(turns, names, strict=True):
-        [content], found = measure([turn.question], BUDGET, processor, 4096, None, {}, [name])
-        prompts.append(chat_prompt(content))
+        sides = [turn.question] if turn.document is None else [turn.question, turn.document]
+        contents, found = measure(sides, BUDGET, processor, 4096, None, {}, [name] * len(sides))
         visuals += found
+        if turn.document is not None:
+            prompts.append(reranker_prompt(*contents, turn.system, TEMPLATE))
+        elif turn.system:
+            prompts.append(embedder_prompt(*contents, turn.system, TEMPLATE))
+        else:
+            prompts.append(chat_prompt(*contents))
     tokenizer = processor.tokenizer
     questions = prompt_ids(prompts, tokenizer, 4096, names)
     answers = [tokenizer(t.answer).input_ids + [tokenizer.eos_token_id] for t in turns]
@@ -85,7 +94,8 @@ def with_shuffled_pictures(turns: list[Turn]) -> list[Turn]:
     for group in by_kind.values():
         for turn, other in zip(group, group[1:] + group[:1], strict=True):
             visual = {k: v for k, v in other.question.items() if k != "text"}
-            out.append(Turn(turn.kind, {**visual, "text": turn.question["text"]}, turn.answer))
+            said = {k: v for k, v in turn.question.items() if k == "text"}
+            out.append(replace(turn, question={**visual, **said}))
     return out
 
 
@@ -104,12 +114,13 @@ def picture_matters(model: nn.Module, processor, n: int = 400, seed: int = 10_00
 
 def rough_length(turn: Turn) -> float:
     """About how many tokens a dialogue takes: only to put alike ones into one batch."""
-    words = len((turn.question["text"] + turn.answer).encode()) / 4
+    instances = [turn.question, turn.document or {}]
+    text = turn.system + turn.answer + "".join(x.get("text", "") for x in instances)
     pixels = 0
-    for picture in as_list(turn.question.get("image"), "image"):
+    for picture in (p for x in instances for p in as_list(x.get("image"), "image")):
         side = getattr(picture, "pixels", 64)
         pixels += picture.width * picture.height if hasattr(picture, "width") else side**2
-    return words + 68 * ("video" in turn.question) + pixels / 1024
+    return len(text.encode()) / 4 + 68 * ("video" in turn.question) + pixels / 1024 + 60 * (turn.document is not None)
 
 
 def batches_alike(turns: list[Turn], size: int, seed: int, window: int = 16) -> list[list[Turn]]:
@@ -164,7 +175,11 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         length, size = (c.short_round, c.short_batch) if short else (c.round, c.batch)
         if (short, step // length) != of_round:  # what a step sees depends on its number alone
             of_round, seed = (short, step // length), c.seed * 1_000 + step // length
-            drawn = short_turns(bank, length * size, seed, c.strength) if short else dialogues(length * size, seed)
+            systems = c.systems if step // length * length >= c.systems_from else 0.0
+            if short:
+                drawn = short_turns(bank, length * size, seed, c.strength, systems)
+            else:
+                drawn = dialogues(length * size, seed, systems=systems)
             batches = batches_alike(drawn, size, seed)
         loss = answer_loss(model, collate(batches[step % length % len(batches)], processor))
         loss.backward()

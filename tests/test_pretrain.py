@@ -9,13 +9,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.bank import SpriteBank
-from q3vl_mini.emoji_world.dialogues import Turn, dialogues, short_turns
+from q3vl_mini.emoji_world.dialogues import SYSTEM_MESSAGES, Turn, dialogues, short_turns
 from q3vl_mini.emoji_world.scenes import COLOURS, Placed, Scene
 from q3vl_mini.emoji_world.tasks import bucket
 from q3vl_mini.media import as_list
 from q3vl_mini.pretrain import pretrain
 from q3vl_mini.pretrain_language import LanguageConfig, answer_loss, batches_alike, collate, with_shuffled_pictures
 from q3vl_mini.pretrain_vision import VisionConfig
+from q3vl_mini.templates import EMBEDDER_INSTRUCTION, Content, embedder_prompt, prompt_text, reranker_prompt
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,11 @@ def test_the_loss_is_that_of_transformers_on_the_same_labels(model, processor):
 
 def test_shuffled_pictures_keep_question_and_answer_and_change_the_picture():
     turns = [t for t in dialogues(300, 0) if "image" in t.question]
-    before = {(t.kind, t.question["text"], t.answer, repr(t.question["image"])) for t in turns}
-    after = [(t.kind, t.question["text"], t.answer, repr(t.question["image"])) for t in with_shuffled_pictures(turns)]
+
+    def told(t):
+        return t.kind, t.question.get("text"), t.answer, repr(t.question["image"])
+
+    before, after = set(map(told, turns)), list(map(told, with_shuffled_pictures(turns)))
     assert {x[:3] for x in after} == {x[:3] for x in before}
     assert sum(x in before for x in after) < 0.1 * len(after)
 
@@ -77,7 +81,7 @@ def test_short_dialogues_are_on_pictures_and_on_words_and_repeat_themselves_for_
     assert {t.kind for t in short} == {"name", "translate", "said", "kind"}
     bank = SpriteBank(["noto"], [c.key for c in sprites.concepts()])
     again = short_turns(bank, 600, seed=5, strength=0.8)
-    assert [(t.question["text"], t.answer) for t in again] == [(t.question["text"], t.answer) for t in short]
+    assert [(t.question.get("text"), t.answer) for t in again] == [(t.question.get("text"), t.answer) for t in short]
 
 
 def test_no_short_dialogue_shows_a_colour_on_a_thing_that_is_held_out(short):
@@ -87,10 +91,39 @@ def test_no_short_dialogue_shows_a_colour_on_a_thing_that_is_held_out(short):
     assert len(coloured) > 20 and all(bucket(key, colour) >= 2 for colour, key in coloured)
 
 
+def test_system_messages_are_the_embedders_prompt_and_may_stand_for_the_request(processor):
+    assert SYSTEM_MESSAGES[0] == EMBEDDER_INSTRUCTION
+    turns = dialogues(1000, 6)
+    with_one = [t for t in turns if t.system]
+    assert 0.4 < len(with_one) / len(turns) < 0.65
+    assert not any(t.system for t in dialogues(200, 6, systems=0.0) if t.kind not in ("same", "page"))
+    turn = next(t for t in with_one if t.kind == "name" and "text" not in t.question)
+    ids = collate([turn], processor)["inputs"]["input_ids"][0]
+    prompt = embedder_prompt(Content(images=(4,)), turn.system, "released")
+    assert processor.tokenizer.decode(ids).startswith(prompt_text(prompt))
+
+
+def test_a_judged_document_is_asked_for_as_the_reranker_asks(processor):
+    turn = Turn("same", {"text": "a cat"}, "yes", "Find the name.", {"text": "cat"})
+    batch = collate([turn], processor)
+    prompt = reranker_prompt(Content(texts=("a cat",)), Content(texts=("cat",)), "Find the name.", "released")
+    assert processor.tokenizer.decode(batch["inputs"]["input_ids"][0]) == prompt_text(prompt) + "yes<|im_end|>"
+    assert processor.tokenizer.decode(batch["labels"][batch["labels"] != -100]) == "yes<|im_end|>"
+
+
+def test_other_words_for_a_scene_or_a_clip_are_answered_by_its_caption():
+    turns = [t for t in dialogues(1000, 7, systems=0.0) if t.kind == "in_other_words"]
+    names = sorted({words.name(c.key) for c in sprites.concepts()}, key=len)
+    for turn in turns[:40]:
+        said = [name for name in names if f" {name}" in f" {turn.answer}"]
+        assert said and max(said, key=len) in turn.question["text"]
+
+
 def test_whether_two_things_are_the_same_is_asked_of_pictures_and_of_words_and_answered_rightly():
-    asked = [t for t in dialogues(2000, 4) if t.kind == "same"]
+    asked = [t for t in dialogues(3000, 4) if t.kind == "same"]
     pairs = [t for t in asked if isinstance(t.question.get("image"), list)]
-    assert len(pairs) > 30 and 0.35 < sum(t.answer == "yes" for t in asked) / len(asked) < 0.65
+    judged = [t for t in asked if t.document is not None]
+    assert len(pairs) > 20 and len(judged) > 80 and 0.35 < sum(t.answer == "yes" for t in asked) / len(asked) < 0.65
     for turn in pairs:
         one, other = (scene.objects[0].key for scene in turn.question["image"])
         assert (one == other) == (turn.answer == "yes")

@@ -5,7 +5,7 @@ pages, words in many languages, and yes/no questions. No contrastive pairs: retr
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..records import Instance
 from . import sprites, words
 from .bank import SpriteBank
 from .scenes import COLOURS, Page, Placed
-from .tasks import World, build, keywords
+from .tasks import TASKS, World, build, keywords
 from .words import pick
 
 CAPTION_REQUESTS = ("Describe the picture.", "What does the picture show?", "Caption this.", "What is this?")
@@ -26,13 +26,31 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
+# What may stand in the system message; the first is the embedder's default instruction and stands there most often.
+SYSTEM_MESSAGES = (
+    "Represent the user's input.",
+    "You are a helpful assistant.",
+    "Answer in a few words.",
+    *(TASKS[name].instruction for name in ("concept", "text_to_image", "image_to_text", "scene_retrieval")),
+    *(TASKS[name].instruction for name in ("same_thing", "video_retrieval", "keyword_search", "cross_lingual")),
+)
+# What a system message makes needless, so that it is left out half of the time.
+NEEDLESS = (*CAPTION_REQUESTS, *CLIP_REQUESTS, " in English?", ": what is it?")
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One question (an instance of any kind) and its answer; `kind` for the log."""
+    """One question (an instance of any kind) and its answer; `kind` for the log.
+
+    system: the system message; none if blank. document: the question is then a query, and the answer whether this
+    document meets it, asked as the reranker asks; `system` is its instruction.
+    """
 
     kind: str
     question: Instance
     answer: str
+    system: str = ""
+    document: Instance | None = None
 
 
 def _with_text(instance: Instance, text: str) -> Instance:
@@ -104,33 +122,72 @@ def _kind(w: World) -> Turn:
     return Turn("kind", {"text": f"What kind of thing is {words.name(key)}?"}, subgroup)
 
 
-def _page_title(w: World, page: Page) -> Turn:
-    if w.rng.random() < 0.5:
-        return Turn("page", {"image": page, "text": "What is the title of the page?"}, page.heading)
+def _page(w: World, page: Page) -> Turn:
     block = page.blocks[0]
     part = "chart" if block.kind == "bars" else "table"
-    answer = ", ".join(words.name(key) for _, key in block.icons)
-    return Turn("page", {"image": page, "text": f"What is in the {part}?"}, answer)
+    shown, kind = ", ".join(words.name(key) for _, key in block.icons), w.rng.random()
+    if kind < 0.35:
+        return Turn("page", {"image": page, "text": "What is the title of the page?"}, page.heading)
+    if kind < 0.65:
+        return Turn("page", {"image": page, "text": f"What is in the {part}?"}, shown)
+    return Turn("page", {"image": page}, f"{page.heading}, {part}: {shown}", SYSTEM_MESSAGES[0])
 
 
 def _same(w: World) -> Turn:
-    """Whether two pictures, two words, or a picture and a word of another language are of the same thing."""
+    """Whether two of pictures and words are of the same thing: in a plain question, or as the reranker asks."""
     key, right = w.key(), w.rng.random() < 0.5
     other = key if right else w.neighbour(key) if w.rng.random() < 0.5 else w.other(key)
     answer, kind = "yes" if right else "no", w.rng.random()
+    said = words.caption_one(w.rng, Placed(other, ""), pick(w.rng, tuple(words.CAPTION_FRAMES)))
+    if w.rng.random() < 0.6:
+        pictures = w.single(key, 0.0), w.single(other, 0.0)
+        name, query, document = pick(w.rng, (
+            ("text_to_image", {"text": words.caption_one(w.rng, Placed(key, ""))}, {"image": pictures[1]}),
+            ("image_to_text", {"image": pictures[0]}, {"text": said}),
+            ("same_thing", {"image": pictures[0]}, {"image": pictures[1]}),
+            ("cross_lingual", {"text": said}, {"text": words.name(key)}),
+        ))  # fmt: skip
+        return Turn("same", query, answer, TASKS[name].instruction, document)
     if kind < 0.5:
         pair = [w.single(key, 0.0), w.single(other, 0.0)]
         return Turn("same", {"image": pair, "text": "Do both pictures show the same thing? yes or no"}, answer)
-    said = words.caption_one(w.rng, Placed(other, ""), pick(w.rng, tuple(words.CAPTION_FRAMES)))
     if kind < 0.75:
         return Turn("same", {"image": w.single(key, 0.0), "text": f"Does it show this: {said}? yes or no"}, answer)
     return Turn("same", {"text": f"{words.name(key)} and {said}: is it the same? yes or no"}, answer)
 
 
-def short_turns(bank: SpriteBank, n: int, seed: int, strength: float) -> list[Turn]:
+def _in_other_words(w: World) -> Turn:
+    """A free caption of a scene or a clip, answered by the caption that `_caption` and `_clip` give."""
+    turn = _clip(w) if w.rng.random() < 0.4 else _caption(w)
+    if "video" in turn.question:
+        said = words.caption_film(w.rng, [(t.thing, t.motion) for t in turn.question["video"].tracks])
+    else:
+        said = words.caption_scene(w.rng, turn.question["image"].objects, False)
+    return Turn("in_other_words", {"text": said}, turn.answer)
+
+
+def with_system_messages(w: World, turns: list[Turn], share: float) -> list[Turn]:
+    """A share of the dialogues with a system message, which may stand for the request in the question."""
+    out = []
+    for turn in turns:
+        if turn.system or w.rng.random() >= share:
+            out.append(turn)
+            continue
+        message = SYSTEM_MESSAGES[0] if w.rng.random() < 0.5 else pick(w.rng, SYSTEM_MESSAGES[1:])
+        question, text = turn.question, turn.question["text"]
+        needless = next((end for end in NEEDLESS if text.endswith(end)), None)
+        if needless and w.rng.random() < 0.5:
+            rest = text.removesuffix(needless)
+            question = {k: v for k, v in question.items() if k != "text"} | ({"text": rest} if rest else {})
+        out.append(replace(turn, question=question, system=message))
+    return out
+
+
+def short_turns(bank: SpriteBank, n: int, seed: int, strength: float, systems: float = 0.5) -> list[Turn]:
     """n questions that a name answers, shuffled: three fifths on augmented pictures of one thing, the others in words.
 
-    Pictures are arrays (64, 64, 3). What shows a colour on a thing that the training split may not is left out.
+    Pictures are arrays (64, 64, 3); a share `systems` has a system message. What shows a colour on a thing that the
+    training split may not is left out.
     """
     w, g = World("train", "short", seed), torch.Generator().manual_seed(seed)
     pictures, concepts, tints = bank.pictures(round(0.6 * n), strength, 0.15, g)
@@ -142,7 +199,7 @@ def short_turns(bank: SpriteBank, n: int, seed: int, strength: float) -> list[Tu
             turns.append(_name(w, array, key, colour))
     makers = (_translate, _translate, _translate, _said, _said, _kind)
     turns += [pick(w.rng, makers)(w) for _ in range(n - len(turns))]
-    return [turns[i] for i in w.rng.permutation(n).tolist()]
+    return with_system_messages(w, [turns[i] for i in w.rng.permutation(n).tolist()], systems)
 
 
 def _yes_no(w: World, turn: Turn, other: str) -> Turn:
@@ -153,34 +210,43 @@ def _yes_no(w: World, turn: Turn, other: str) -> Turn:
     return Turn("yes_no", _with_text(turn.question, pick(w.rng, frames).format(claim)), "yes" if right else "no")
 
 
-def dialogues(n: int, seed: int, split: str = "train") -> list[Turn]:
-    """About n turns of all kinds, shuffled; the same for the same arguments."""
+def dialogues(n: int, seed: int, split: str = "train", systems: float = 0.5) -> list[Turn]:
+    """About n turns of all kinds, shuffled, a share `systems` with a system message.
+
+    The same for the same arguments.
+    """
     w = World(split, "dialogues", seed)
     turns: list[Turn] = []
-    turns += [_name_single(w) for _ in range(int(0.20 * n))]
+    turns += [_name_single(w) for _ in range(int(0.16 * n))]
     turns += [_caption(w) for _ in range(int(0.10 * n))]
     turns += [_clip(w) for _ in range(int(0.08 * n))]
     shown = list(turns)
-    turns += [_translate(w) for _ in range(int(0.06 * n))]
+    turns += [_translate(w) for _ in range(int(0.05 * n))]
     turns += [_said(w) for _ in range(int(0.04 * n))]
-    turns += [_same(w) for _ in range(int(0.06 * n))]
-    for i in w.rng.permutation(len(shown))[: int(0.12 * n)].tolist():
+    turns += [_in_other_words(w) for _ in range(int(0.08 * n))]
+    turns += [_same(w) for _ in range(int(0.07 * n))]
+    for i in w.rng.permutation(len(shown))[: int(0.08 * n)].tolist():
         turn = turns[i]
         others = [t.answer for t in (turns[i - 1], turns[i - 2]) if t.kind == turn.kind and t.answer != turn.answer]
         if turn.kind == "name" and w.rng.random() < 0.5:  # a confusing name, of the same subgroup
             others.insert(0, words.name(w.neighbour(turn.question["image"].objects[0].key)))
         if others:
             turns.append(_yes_no(w, turn, others[0]))
+    turns = with_system_messages(w, turns, systems)
     for name, share in (
-        ("image_qa", 0.16), ("concept", 0.03), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
+        ("image_qa", 0.14), ("concept", 0.03), ("group", 0.02), ("subgroup", 0.03), ("motion", 0.02),
         ("video_qa", 0.05), ("keyword_search", 0.03), ("text_group", 0.02),
     ):  # fmt: skip
         q = build(name, split, int(share * n), seed + 1)
         for query, labels in zip(q.queries, q.relevance, strict=True):
-            text = " ".join(t for t in (query.get("text"), q.instruction if name != "image_qa" else None) if t)
-            turns.append(Turn(name, _with_text(query, text), q.corpus[labels.positives[0]]["text"]))
+            answer = q.corpus[labels.positives[0]]["text"]
+            if w.rng.random() < systems:
+                turns.append(Turn(name, query, answer, q.instruction))
+            else:
+                text = " ".join(t for t in (query.get("text"), q.instruction if name != "image_qa" else None) if t)
+                turns.append(Turn(name, _with_text(query, text), answer))
     pages = build("visual_document", split, int(0.06 * n), seed + 1)
-    turns += [_page_title(w, page["image"]) for page in pages.corpus]
+    turns += [_page(w, page["image"]) for page in pages.corpus]
     return [turns[i] for i in w.rng.permutation(len(turns)).tolist()]
 
 
@@ -194,7 +260,7 @@ def tokenizer_texts(seed: int = 0) -> Iterator[str]:
     for key in w.keys:
         yield ", ".join(sprites.keywords_in("en", key))
     for turn in dialogues(6000, seed):
-        yield turn.question["text"]
+        yield turn.question.get("text", "")
         yield turn.answer
     for name in ("text_to_image", "scene_retrieval", "video_retrieval", "visual_document", "keyword_search"):
         q = build(name, "train", 1500, seed)
