@@ -36,7 +36,7 @@ class LanguageConfig:
     short_batch: int = 160
     short_round: int = 32
     strength: float = 0.8  # of the augmentation in the short ones
-    steps: int = 3_000  # with the short ones
+    steps: int = 2_500  # with the short ones
     batch: int = 64
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
