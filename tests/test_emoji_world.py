@@ -12,7 +12,7 @@ import torch
 
 from q3vl_mini.config import data_dir
 from q3vl_mini.emoji_world import sprites, tasks, words
-from q3vl_mini.emoji_world.augment import augment
+from q3vl_mini.emoji_world.augment import augment, backgrounds
 from q3vl_mini.emoji_world.scenes import MOTIONS, Crop, Film, Frame, Page, Placed, Scene, Track, _drawing
 from q3vl_mini.records import validate
 
@@ -145,6 +145,14 @@ def test_augmentation_of_no_strength_is_the_drawing_itself_and_full_strength_is_
         return (out.permute(0, 2, 3, 1)[ink] - rgba[..., :3][ink] / 255).abs().mean().item()
 
     assert changed(0.0) < 0.02 < 0.1 < changed(1.0)
+
+
+def test_augmented_backgrounds_have_every_pattern_that_scenes_have():
+    made = backgrounds(400, 64, 1.0, torch.Generator().manual_seed(0))
+    assert made.shape == (400, 3, 64, 64) and 0 <= made.min() and made.max() <= 1
+    jumps = (made[..., 1:] - made[..., :-1]).abs().amax(1) > 0.02  # a pattern has hard edges, a gradient has none
+    patterned = jumps.flatten(1).float().mean(1) > 0.02
+    assert 0.2 < patterned.float().mean() < 0.5
 
 
 def test_another_hand_draws_the_same_thing_otherwise_and_the_same_every_time():
