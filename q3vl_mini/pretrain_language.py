@@ -32,11 +32,11 @@ TEMPLATE = "released"  # it ends where an answer begins
 class LanguageConfig:
     """Budget and step sizes. The tower is frozen for `frozen` of the steps, then follows at a smaller rate."""
 
-    short_steps: int = 1_400  # one thing, one name
+    short_steps: int = 1_000  # one thing, one name
     short_batch: int = 160
     short_round: int = 32
     strength: float = 0.8  # of the augmentation in the short ones
-    steps: int = 2_500  # with the short ones
+    steps: int = 2_400  # with the short ones
     batch: int = 64
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
@@ -47,7 +47,6 @@ class LanguageConfig:
     frozen: float = 1.0
     round: int = 250  # steps on one set of freshly drawn dialogues
     systems: float = 0.5  # share of the dialogues with a system message
-    systems_from: int = 1_000  # from the first round that begins after so many steps
     seed: int = 0
 
 
@@ -175,11 +174,10 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         length, size = (c.short_round, c.short_batch) if short else (c.round, c.batch)
         if (short, step // length) != of_round:  # what a step sees depends on its number alone
             of_round, seed = (short, step // length), c.seed * 1_000 + step // length
-            systems = c.systems if step // length * length >= c.systems_from else 0.0
             if short:
-                drawn = short_turns(bank, length * size, seed, c.strength, systems)
+                drawn = short_turns(bank, length * size, seed, c.strength, c.systems)
             else:
-                drawn = dialogues(length * size, seed, systems=systems)
+                drawn = dialogues(length * size, seed, systems=c.systems)
             batches = batches_alike(drawn, size, seed)
         loss = answer_loss(model, collate(batches[step % length % len(batches)], processor))
         loss.backward()

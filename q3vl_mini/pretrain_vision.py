@@ -26,7 +26,7 @@ from .vision import patchify, speed_up
 class VisionConfig:
     """Budget and step sizes. `hold_out` leaves one training style out, to choose settings without a test style."""
 
-    steps: int = 6_000
+    steps: int = 5_000
     batch: int = 128
     lr_matrix: float = 0.04
     lr_other: float = 2e-3

@@ -33,16 +33,21 @@ def section(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(check: bool = False) -> bool:
+    """Rewrite README.md from the results, or with `check` only compare; whether it was up to date."""
+    results = json.loads((ROOT / "results" / "tiny.json").read_text())
+    before = (ROOT / "README.md").read_text()
+    after = MARKED.sub(lambda m: m[1] + section(results) + m[2], before)
+    if not check:
+        (ROOT / "README.md").write_text(after)
+    return before == after
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args()
-    results = json.loads((ROOT / "results" / "tiny.json").read_text())
-    before = (ROOT / "README.md").read_text()
-    after = MARKED.sub(lambda m: m[1] + section(results) + m[2], before)
-    if not args.check:
-        (ROOT / "README.md").write_text(after)
-    raise SystemExit(args.check and before != after)
+    raise SystemExit(not write(args.check) and args.check)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""scripts/ship_models.py copies a finished run's adapters, and they load without a processor of their own."""
+"""The scripts that ship: a finished run's adapters load without a processor of their own; a backbone is replaced."""
 
-import importlib.util
+import importlib
 import shutil
 from pathlib import Path
 
@@ -11,15 +11,13 @@ from q3vl_mini import backbone
 from q3vl_mini.backbone import add_lora, load, save
 from q3vl_mini.embedder import Embedder
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "ship_models.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("ship_models", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("ship_models")
 
 
 def test_shipped_adapters_give_the_vectors_of_the_run(script, small_checkpoint, tmp_path, monkeypatch):
@@ -42,3 +40,19 @@ def test_shipped_adapters_give_the_vectors_of_the_run(script, small_checkpoint, 
 def test_an_unfinished_run_is_not_shipped(script, tmp_path):
     with pytest.raises(SystemExit, match="has not finished s0, s1"):
         script.ship(tmp_path, tmp_path / "adapters")
+
+
+def test_a_new_backbone_replaces_the_shipped_one_and_its_curves(script, tmp_path, monkeypatch):
+    remake = importlib.import_module("remake_artifacts")
+    backbone_folder, curves, made = tmp_path / "q3vl-tiny", tmp_path / "curves", tmp_path / "made" / "q3vl-tiny"
+    for folder in (backbone_folder, curves, made):
+        folder.mkdir(parents=True)
+    (backbone_folder / "model.safetensors").write_text("old")
+    (made / "model.safetensors").write_text("new")
+    for name in ("vision.jsonl", "language.jsonl"):
+        (made.parent / name).write_text(name)
+    monkeypatch.setattr(remake, "BACKBONE", backbone_folder)
+    monkeypatch.setattr(remake, "CURVES", curves)
+    remake.install_backbone(made)
+    assert (backbone_folder / "model.safetensors").read_text() == "new"
+    assert (curves / "vision.jsonl").read_text() == "vision.jsonl"

@@ -1,0 +1,46 @@
+"""Make everything again that the project trains and ships: the backbone, the run, the adapters, README's table.
+
+    python scripts/remake_artifacts.py --folder runs/remake
+
+Hours. Each part is resumable: called again with the same folder, it goes on where it was interrupted.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import ship_models
+import update_readme
+
+from q3vl_mini import pipeline
+from q3vl_mini.config import load_preset
+from q3vl_mini.pretrain import pretrain
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKBONE, CURVES = ROOT / "data_samples" / "q3vl-tiny", ROOT / "results" / "pretraining"
+
+
+def install_backbone(made: Path) -> None:
+    """Replace the shipped backbone and the curves of its training."""
+    shutil.copytree(made, BACKBONE, dirs_exist_ok=True)
+    for name in ("vision.jsonl", "language.jsonl"):
+        shutil.copy(made.parent / name, CURVES)
+    for file in (*BACKBONE.iterdir(), *CURVES.iterdir()):
+        file.chmod(0o644)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "remake")
+    parser.add_argument("--parts", nargs="*", default=["backbone", "run"], choices=["backbone", "run"])
+    options = parser.parse_args()
+    if "backbone" in options.parts:
+        install_backbone(pretrain(options.folder / "pretrain"))
+    if "run" in options.parts:
+        pipeline.run(load_preset("tiny"), options.folder / "tiny", results=ROOT / "results" / "tiny.json")
+        ship_models.ship(options.folder / "tiny")
+        update_readme.write()
+
+
+if __name__ == "__main__":
+    main()
