@@ -19,8 +19,7 @@ def peak_memory_mb() -> int:
 def give_back_freed() -> None:
     """Return freed memory to the system, where the C library is glibc; elsewhere nothing.
 
-    Batches of changing lengths leave glibc's heap in pieces: without this, 40 steps of `tiny` grow to three times of
-    what they use.
+    Batches of changing lengths leave glibc's heap in pieces, and training holds more and more of what it freed.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from q3vl_mini import backbone
 from q3vl_mini.backbone import add_lora, load, save
@@ -28,12 +29,18 @@ def test_shipped_adapters_give_the_vectors_of_the_run(script, small_checkpoint, 
         loaded = load("q3vl-small")
         role = "reranker" if stage == "reranker" else "embedder"
         card = {"role": role, "template": "released", "stage": stage}
-        save(run / stage / "model", add_lora(loaded.model), loaded.processor, card)
+        model = add_lora(loaded.model)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # starts at zero, and an adapter that does nothing could be lost unnoticed
+                torch.nn.init.normal_(parameter, std=0.2)
+        save(run / stage / "model", model, loaded.processor, card)
         (run / stage / "metrics.json").write_text("{}")
     script.ship(run, data / "adapters")
     assert {folder.name for folder in (data / "adapters").iterdir()} == set(script.SHIPPED)
     assert not list((data / "adapters").rglob("tokenizer*"))
     ours = Embedder(run / "s0" / "model").encode(["a red cat"])
+    raw = Embedder("q3vl-small").encode(["a red cat"])
+    assert np.abs(ours - raw).max() > 0.05
     assert np.allclose(Embedder("adapters/s0").encode(["a red cat"]), ours, atol=1e-2)
 
 

@@ -134,8 +134,8 @@ def pattern(b: int, size: int, g: torch.Generator) -> torch.Tensor:
 def backgrounds(b: int, size: int, strength: float, g: torch.Generator) -> torch.Tensor:
     """Plain, graded, mottled, striped or dotted backgrounds, (B, 3, size, size) in [0, 1]; white and grey are common.
 
-    Stripes and dots need to be seen: a tower that was trained without them named 36 in 100 things in front of them,
-    and 90 in 100 in front of the others.
+    Scenes have all of them, and a tower that was trained without stripes and dots hardly knows a thing in front of
+    them (docs/pretraining.md).
     """
     plain = torch.rand(b, 3, 1, 1, generator=g)
     common = _pick(b, 0.4, g)
