@@ -1,7 +1,6 @@
 """losses.py against slow loops written from the equations, sentence-transformers, and hand-worked numbers."""
 
 import math
-import os
 import warnings
 from decimal import Decimal, localcontext
 from functools import partial
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from two_processes import run_in_two_processes
 
 from q3vl_mini import losses
 from q3vl_mini.losses import (
@@ -619,9 +619,7 @@ def gathered_info_nce(embed, inputs, negatives_mask, document_ids, rank, rows, d
 
 
 def two_process_worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     inputs, negatives_mask, document_ids, scores = joint_batch()
     rows = slice(rank * 4, rank * 4 + 4)
 
@@ -648,7 +646,6 @@ def two_process_worker(rank, folder):
         ),
     }
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -656,7 +653,7 @@ def two_processes(tmp_path_factory):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("torch was built without gloo")
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(two_process_worker, args=(str(folder),), nprocs=2)
+    run_in_two_processes(two_process_worker, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,8 +1,6 @@
 """The training loop, its objectives, the gradient cache and several processes, on a small random checkpoint."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -10,9 +8,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from accelerate import Accelerator
 from PIL import Image
+from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, train
 from q3vl_mini.compression import Quantizers, truncate
@@ -320,10 +318,7 @@ def own_part_only(ctx, gradient):
     return gradient.chunk(2)[torch.distributed.get_rank()]
 
 
-def worker(rank, port, checkpoint, folder):
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    os.environ.update(address | {"RANK": str(rank), "WORLD_SIZE": "2"})
-    torch.set_num_threads(1)
+def worker(rank, checkpoint, folder):
     accelerator = Accelerator(cpu=True)
     log, weights = fit_on_two_tasks(checkpoint, f"{folder}/right", accelerator)
     train._Gather.backward = staticmethod(own_part_only)
@@ -332,14 +327,10 @@ def worker(rank, port, checkpoint, folder):
     if rank == 0:
         with open(f"{folder}/logs.json", "w") as file:
             json.dump([log, wrong], file)
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_like_one(small_checkpoint, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (port, str(small_checkpoint), str(tmp_path)), nprocs=2)
+    run_in_two_processes(worker, str(small_checkpoint), str(tmp_path))
     one, _ = fit_on_two_tasks(small_checkpoint, tmp_path / "one")
     two, wrong = json.loads((tmp_path / "logs.json").read_text())
     assert {name for row in one for name in row["data"]} == {"fake text_ret", "fake sts"}
