@@ -1,4 +1,4 @@
-"""What the shipped vision tower knows of single things, by background: a linear probe on its output.
+"""What a backbone's vision tower knows of single things, by background: a linear probe on its output.
 
     python benchmarks/tower_probe.py --out results/tower_probe.json
 
@@ -59,10 +59,11 @@ def top1(probe, bank: SpriteBank, scenes: list[Scene]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="q3vl-tiny", help="the shipped one, or a folder")
     parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    tower = load("q3vl-tiny", device="cpu").model.model.visual
+    tower = load(options.backbone, device="cpu").model.model.visual
     bank = SpriteBank(sprites.TRAIN_STYLES, [c.key for c in sprites.concepts()])
     probe = train_probe(tower, bank, options.batches)
     w = World("train", "probe", 0)
