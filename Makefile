@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run pretrain test test-fast lint lab demo notebooks clean
+.PHONY: help env run pretrain artifacts test test-fast lint lab demo notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ run: env ## the whole tiny pipeline, s0 to s3 and the reranker; prints the stage
 
 pretrain: env ## pre-train the small backbone Q3VL-tiny again (hours)
 	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini pretrain
+
+artifacts: env ## train and measure again all that is shipped: backbone, adapters, results, README's table (hours)
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/remake_artifacts.py
 
 test: env lint ## every check and every test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
