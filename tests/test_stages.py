@@ -95,7 +95,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     assert results.with_suffix(".png").stat().st_size > 1000
     assert re.search(r"^\| s3\+reranker \|", capsys.readouterr().out, re.M)
 
-    vectors = {}
+    vectors, steps = {}, {}
     for stage in stages.ORDER:
         files = {file.name for file in (folder / stage).iterdir()}
         assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
@@ -105,18 +105,25 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
         assert model.card["stage"] == stage and model.template == "report"
         if kind is Embedder:
             assert model.quantizers.of(64, "int8").initialised
+            steps[stage] = model.quantizers.of(64, "int8").step.item()
             vectors[stage] = model.encode(["a red cat"])[0]
     raw = Embedder(small_checkpoint, template="report").encode(["a red cat"])[0]
     for name, start in {"s0": raw, "s1": vectors["s0"], "s2": vectors["s1"], "s3": vectors["s1"]}.items():
         assert np.abs(vectors[name] - start).max() > 1e-4, name
     merged = json.loads((folder / "s3" / "metrics.json").read_text())
     assert merged["adapter_error"] < 1e-4 and len(merged["a"]) == 2  # rank 4 + 4 fits into 8 exactly
+    assert steps["s1"] != steps["s2"] and steps["s3"] == pytest.approx((steps["s1"] + steps["s2"]) / 2, rel=1e-5)
 
     mined = {stage: json.loads((folder / stage / "mined.json").read_text()) for stage in ("s0", "s1", "reranker", "s2")}
     assert "alike" not in mined["s1"]["labels"] and set(mined["reranker"]["labels"]) == {"find"}
     assert mined["reranker"]["labels"]["find"] == mined["s1"]["labels"]["find"]
     teacher = json.loads((folder / "s2" / "teacher.json").read_text())["find"]
     assert len(teacher) == len(mined["s2"]["labels"]["find"]["rows"]) and all(len(row) == 2 for row in teacher.values())
+    reranker, asked = Reranker(folder / "reranker" / "model"), fake_quadruple("find", seed=3)
+    for i, (row, positives, negatives) in enumerate(mined["s2"]["labels"]["find"]["rows"]):
+        pairs = [(asked.queries[row], asked.corpus[d]) for d in (positives[0], negatives[0])]
+        margins = reranker.logits(pairs, instruction=asked.instruction).tolist()
+        assert [teacher[str(i)][str(d)] for d in (positives[0], negatives[0])] == pytest.approx(margins, abs=1e-4)
 
     # again: nothing is trained or evaluated a second time, and the saved configuration gives the same results
     times = {
@@ -168,6 +175,7 @@ def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     assert not unknown
     assert "similarity" not in preset.stages["s0"].tasks  # graded pairs are no positives for InfoNCE
     mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
+    assert reranker.start == "raw"  # the report trains it from the backbone, not from s0
     assert reranker.mining == mining and reranker.tasks.items() <= preset.stages["s1"].tasks.items()
     save_config(preset, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == preset
