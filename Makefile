@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env run pretrain artifacts test test-fast lint lab demo notebooks clean
+.PHONY: help env run pretrain artifacts test test-fast lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,15 +43,6 @@ test-fast: env ## the tests that take seconds
 lint: env ## style (ruff) and levels (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-
-lab: env ## open JupyterLab in notebooks/
-	$(BIN)/jupyter lab --notebook-dir=notebooks
-
-demo: env ## start the search demo
-	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini demo
-
-notebooks: env ## execute every notebook in place
-	HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean: ## remove caches and builds; keeps .venv and runs/
 	rm -rf build dist *.egg-info test-results .pytest_cache .ruff_cache .import_linter_cache .hypothesis

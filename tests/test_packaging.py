@@ -1,5 +1,6 @@
 """The files around the package agree with each other and with what is in the repository."""
 
+import argparse
 import importlib.util
 import json
 import lzma
@@ -18,8 +19,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from q3vl_mini import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data_samples"
+DOCS = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
@@ -145,10 +149,20 @@ def test_make_targets_that_the_readme_names_exist():
 
 
 def test_the_makefile_has_the_promised_targets_and_explains_each():
-    promised = "env run pretrain test test-fast lint lab demo notebooks clean".split()
+    promised = "env run pretrain artifacts test test-fast lint clean".split()
     explained = re.findall(r"^([a-z][a-z-]*):.*## \w", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
     assert set(promised) <= set(explained)
     assert set(explained) == makefile_targets()
+
+
+def test_every_command_line_that_is_named_is_one():
+    named = {
+        command
+        for page in ("Makefile", "README.md", *DOCS, ".github/workflows/test.yml")
+        for command in re.findall(r"q3vl-mini ([a-z]+)", (ROOT / page).read_text(encoding="utf-8"))
+    }
+    [commands] = [action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    assert {"run", "pretrain"} <= named <= set(commands.choices)
 
 
 def anchors(markdown: str) -> set[str]:
