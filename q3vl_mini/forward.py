@@ -128,6 +128,12 @@ class VisualStore:
     def __len__(self) -> int:
         return len(self._features)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.nbytes = 0
+        self._visuals.clear()
+        self._features.clear()
+
     def visual(self, key: Hashable) -> Visual | None:
         """The measured visual, without its pixels; None if its features are not here."""
         return self._visuals.get(key)

@@ -65,8 +65,10 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         file = folder / f"{name}.json"
         if not file.is_file():
             began = time.monotonic()
-            benchmark = benchmark or tasks.benchmark("test", data.test_rows, data.test_seed)
-            styles = styles or tasks.unseen_styles(data.test_seed)
+            if benchmark is None:
+                benchmark = tasks.benchmark("test", data.test_rows, data.test_seed)
+                styles = tasks.unseen_styles(data.test_seed)
+                run.store.clear()  # training's pictures make room for the test's, which every model looks at
             model = run.model("s3" if name == "s3+reranker" else name)
             if name == "s3+reranker":
                 columns = evaluate.evaluate_reranker(

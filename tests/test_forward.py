@@ -131,6 +131,10 @@ def test_a_full_store_stops_storing_and_stays_right(embedder):
     for _ in range(2):
         assert torch.allclose(embedder(embedder.collate(BATCHES["images"])), fresh, atol=1e-6)
         assert (len(embedder.store), embedder.store.nbytes) == (1, size)
+    embedder.store.clear()
+    assert (len(embedder.store), embedder.store.nbytes) == (0, 0)
+    embedder(embedder.collate(BATCHES["images"]))
+    assert len(embedder.store) == 1  # there is room again
 
 
 def test_a_store_of_half_precision_takes_half_the_room(embedder):
