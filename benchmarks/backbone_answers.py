@@ -1,4 +1,4 @@
-"""What a backbone answers about pictures that it never saw: shares of right answers on validation and on the test split.
+"""What a backbone answers about pictures that it never saw, as shares of right answers.
 
     python benchmarks/backbone_answers.py --out results/backbone_answers.json
 """

@@ -50,7 +50,7 @@ def trial(lr: float, steps: int, batch_size: int, temperature: float, folder: Pa
     run = stages.Run(replace(preset, stages={"s0": config}), folder, progress=False)
     model = run.model("raw", trainable=True)
     options, quantizers = run.objective(model)
-    stream = stages._batches(stages.training_data(config, preset.seed), config, steps, preset.seed)
+    stream = stages.batch_stream(stages.training_data(config, preset.seed), config, steps, preset.seed)
     began = time.monotonic()
     log = fit(
         model,

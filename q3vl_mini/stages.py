@@ -245,7 +245,7 @@ def merge_models(run: Run, stage: str = "s3") -> None:
         quantizers.append(model.quantizers)
     raw = run.model("raw")
     probe = [q.select(range(min(config.probe, len(q)))) for q in mined_data(run, "s1")]
-    batches = _batches(probe, s1, config.steps, run.preset.seed)(0)
+    batches = batch_stream(probe, s1, config.steps, run.preset.seed)(0)
     options = run.objective(raw)[0] | {"quantizers": None, "quantizer_weights": None}
     bar = tqdm(total=config.steps, desc=stage, disable=not (run.progress and run.is_main))
 
@@ -275,7 +275,7 @@ def _mean_quantizers(one: Quantizers, other: Quantizers) -> Quantizers:
     return mean.eval()
 
 
-def _batches(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):
+def batch_stream(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):
     """`fit`'s stream: the batches from number `start` on."""
 
     def stream(start: int) -> Iterator:
@@ -303,7 +303,7 @@ def _train(
     teacher: Mapping[str, Teacher] | None = None,
 ) -> None:
     config, folder, began = run.preset.stages[stage], run.folder / stage, time.monotonic()
-    stream = _batches(quadruples, config, config.steps * config.accumulate, run.preset.seed, teacher)
+    stream = batch_stream(quadruples, config, config.steps * config.accumulate, run.preset.seed, teacher)
     log = fit(
         model,
         loss,
