@@ -38,12 +38,15 @@ def run(
     r = Run(preset, folder, progress)
     results = Path(results or r.folder / "results.json")
     stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
+    last = json.loads(results.read_text())["meta"]["stage_wall_s"] if results.is_file() else {}
     walls = {}
     for stage in stages:
         walls[stage] = run_stage(r, stage)["wall_s"]
         if r.is_main and progress:
             before, after = r.metrics(stage)["validation"].values()
-            print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}", flush=True)
+            left = minutes_left(walls, last)
+            told = f"; about {left:.0f} minutes left" if left else ""
+            print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}{told}", flush=True)
     if r.is_main:
         began = time.monotonic()
         records, unseen = evaluate_all(r)
@@ -54,6 +57,14 @@ def run(
         print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
     r.accelerator.wait_for_everyone()
     return results
+
+
+def minutes_left(walls: Mapping[str, float], last: Mapping[str, float]) -> float | None:
+    """What an earlier run (seconds by stage) needed for the other stages, at this run's pace; None if it had others."""
+    if not set(walls) <= set(last):
+        return None
+    pace = sum(walls.values()) / sum(last[stage] for stage in walls)
+    return pace * sum(seconds for stage, seconds in last.items() if stage not in walls) / 60
 
 
 def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q3vl_mini import cli, stages
+from q3vl_mini import cli, pipeline, stages
 from q3vl_mini.config import (
     DataConfig,
     MergeConfig,
@@ -134,6 +134,13 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     )
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())
     assert json.loads(results.read_text())["models"] == written["models"]
+
+
+def test_what_is_left_is_what_the_last_run_needed_at_this_runs_pace():
+    last = {"s0": 100.0, "s1": 200.0, "evaluation": 400.0}
+    assert pipeline.minutes_left({"s0": 150.0}, last) == pytest.approx(1.5 * 600 / 60)
+    assert pipeline.minutes_left({"s0": 50.0, "s1": 100.0}, last) == pytest.approx(0.5 * 400 / 60)
+    assert pipeline.minutes_left({"bootstrap": 50.0}, last) is None  # the last run had other stages
 
 
 def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_world, tmp_path):
