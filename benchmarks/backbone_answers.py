@@ -1,6 +1,8 @@
 """What a backbone answers about pictures that it never saw, as shares of right answers.
 
     python benchmarks/backbone_answers.py --out results/backbone_answers.json
+
+On the validation and on the test split; what is asked is in q3vl_mini/answers.py.
 """
 
 import argparse

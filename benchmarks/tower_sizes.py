@@ -2,8 +2,8 @@
 
     python benchmarks/tower_sizes.py --seconds 150 --out results/tower_sizes.json
 
-How Q3VL-tiny's shape and the settings of its tower's training were chosen: by drawings of the training style that was
-left out, never by a test style. A variant's number of steps is the budget over the time of one of its steps, which is
+To choose Q3VL-tiny's shape and the settings of its tower's training by drawings of the training style that was left
+out, never by a test style. A variant's number of steps is the budget over the time of one of its steps, which is
 measured first, all variants in turns.
 """
 

@@ -13,8 +13,10 @@ from .records import Instance
 from .templates import chat_prompt, prompt_ids
 
 
-def answers(model, processor, questions: Sequence[Instance], max_new_tokens: int = 24, batch_size: int = 64):
-    """Greedy answers, list[str], to questions with pictures or clips, in the chat format without a system message."""
+def answers(
+    model, processor, questions: Sequence[Instance], max_new_tokens: int = 24, batch_size: int = 64
+) -> list[str]:
+    """Greedy answers to questions with pictures or clips, in the chat format without a system message."""
     tokenizer, said = processor.tokenizer, []
     for start in range(0, len(questions), batch_size):
         part = questions[start : start + batch_size]

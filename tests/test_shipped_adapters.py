@@ -1,4 +1,4 @@
-"""The adapters in data_samples: each is the model that its card says, and does what its stage is for."""
+"""The adapters in data_samples: each is the model that its card says, and embedders find what the backbone does not."""
 
 import numpy as np
 import pytest
