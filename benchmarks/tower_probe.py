@@ -20,13 +20,14 @@ from q3vl_mini.emoji_world import sprites
 from q3vl_mini.emoji_world.bank import SpriteBank
 from q3vl_mini.emoji_world.scenes import PATTERNS, Scene
 from q3vl_mini.emoji_world.tasks import World
+from q3vl_mini.machine import cpu_autocast
 from q3vl_mini.vision import patchify
 
 
 def features(tower, pictures: Tensor) -> Tensor:
     """(B, 3, 64, 64) to the tower's visual tokens, (B, 4, D)."""
     pixels, grid = patchify(pictures)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), cpu_autocast():
         return tower(pixels, grid_thw=grid).pooler_output.float().view(len(pictures), 4, -1)
 
 

@@ -129,7 +129,7 @@ class Preset:
 
     dims, dim_weights: prefixes of the Matryoshka objective; 0 is the full embedding. quantizers: weights of the
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
-    dtype to compute in, "" for none.
+    dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32.
     """
 
     name: str

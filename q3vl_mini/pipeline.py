@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import evaluate, report
 from .config import Preset
 from .emoji_world import tasks
-from .memory import peak_memory_mb
+from .machine import peak_memory_mb
 from .records import Quadruple
 from .reranker import Reranker
 from .stages import ORDER, Run, run_stage
@@ -52,7 +53,7 @@ def run(
         records, unseen = evaluate_all(r)
         walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
         print(f"\n{report.stage_table(records)}\n")
-        report.write_results(results, run_meta(preset, walls), records, unseen)
+        report.write_results(results, run_meta(r, walls), records, unseen)
         report.plot_stage_table(records, results.with_suffix(".png"))
         print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
     r.accelerator.wait_for_everyone()
@@ -112,15 +113,16 @@ def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> di
     return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}
 
 
-def run_meta(preset: Preset, walls: Mapping[str, float]) -> dict[str, Any]:
+def run_meta(run: Run, walls: Mapping[str, float]) -> dict[str, Any]:
     """`meta` of the results: what ran, on what, for how long."""
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
     return {
         "git": report.git_revision(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "seed": preset.seed,
-        "preset": preset.name,
+        "seed": run.preset.seed,
+        "preset": run.preset.name,
         "cores": os.cpu_count(),
+        "computed_in": str(run.autocast or run.preset.dtype or torch.float32).removeprefix("torch."),
         "wall_s": round(sum(walls.values()), 1),
         "peak_rss_mb": peak_memory_mb(),
         "stage_wall_s": dict(walls),

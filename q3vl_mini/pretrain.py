@@ -1,11 +1,15 @@
 """Make Q3VL-tiny: tokenizer, vision tower, language model; saved in Hub format. Resumable at every step."""
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from . import tiny
 from .emoji_world.dialogues import tokenizer_texts
+from .machine import fast_cpu_dtype
 from .pretrain_language import LanguageConfig, picture_matters, pretrain_language
 from .pretrain_vision import VisionConfig, pretrain_vision
 from .vision import speed_up
@@ -18,6 +22,12 @@ def pretrain(
 
     A run that was cut short goes on from its last checkpoint. Curves: vision.jsonl and language.jsonl.
     """
+    if fast_cpu_dtype() is not torch.bfloat16:
+        warnings.warn(
+            "this CPU has no instructions for bfloat16: pre-training takes several times as long as "
+            "docs/pretraining.md says. The shipped q3vl-tiny needs none of it",
+            stacklevel=2,
+        )
     vision, language, folder = vision or VisionConfig(), language or LanguageConfig(), Path(folder)
     tokenizer = tiny.train_tokenizer(tokenizer_texts())
     processor = tiny.make_processor(tokenizer)

@@ -20,8 +20,9 @@ from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank
 from .emoji_world.dialogues import Turn, dialogues, short_turns
 from .forward import forward_hidden, measure, pad, visual_outputs
+from .machine import cpu_autocast, give_back_freed
 from .media import MediaBudget, as_list
-from .memory import give_back_freed
+from .muon import Muon
 from .templates import chat_prompt, embedder_prompt, prompt_ids, reranker_prompt
 
 BUDGET = MediaBudget(fps=2.0)
@@ -76,7 +77,7 @@ def collate(turns: list[Turn], processor) -> dict:
 
 def answer_loss(model: nn.Module, batch: dict) -> Tensor:
     """Mean negative log likelihood of the answers' tokens, in nats; logits only where one is needed."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         hidden = forward_hidden(model, batch["inputs"], visual_outputs(model, batch["inputs"]["visuals"]))
         wanted = batch["labels"][:, 1:]
         counted = wanted != -100
@@ -156,7 +157,7 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         ]
 
     optimizers = [
-        torch.optim.Muon(groups(is_matrix), lr=c.lr_matrix, weight_decay=c.weight_decay),
+        Muon(groups(is_matrix), lr=c.lr_matrix, weight_decay=c.weight_decay),
         torch.optim.AdamW(groups(lambda p: not is_matrix(p)), lr=c.lr_other, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])

@@ -19,6 +19,8 @@ from .checkpoint import generator_state, keep_log_until, load_checkpoint, save_c
 from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank, drawings
 from .emoji_world.scenes import COLOURS
+from .machine import cpu_autocast
+from .muon import Muon
 from .vision import patchify, speed_up
 
 
@@ -76,7 +78,7 @@ def make_batch(bank: SpriteBank, c: VisionConfig, step: int, g: torch.Generator)
 def token_losses(visual: nn.Module, task: VisionTask, x: Tensor, concept: Tensor, tints: Tensor, smoothing: float):
     """Cross-entropy a visual token, on the tower's output and, lighter, on its deepstack features."""
     pixels, grid = patchify(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         out = visual(pixels, grid_thw=grid)
         logits, colours = task.concept(out.pooler_output), task.colour(out.pooler_output)
         deep = [task.concept(f) for f in out.deepstack_features]
@@ -93,7 +95,7 @@ def accuracy(visual: nn.Module, task: VisionTask, bank: Tensor) -> dict[str, flo
     for start in range(0, len(bank), 200):
         rgba = bank[start : start + 200].permute(0, 3, 1, 2).float() / 255
         pixels, grid = patchify(rgba[:, :3] + (1 - rgba[:, 3:]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_autocast():
             features = visual(pixels, grid_thw=grid).pooler_output.view(len(rgba), -1, task.concept.in_features)
             logits = task.concept(features).float().log_softmax(-1).mean(1)
         guesses = logits.topk(10, -1).indices
@@ -118,7 +120,7 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
     matrices = [p for n, p in visual.named_parameters() if is_matrix[n]]
     others = [p for n, p in visual.named_parameters() if not is_matrix[n]] + list(task.parameters())
     optimizers = [
-        torch.optim.Muon(matrices, lr=c.lr_matrix, weight_decay=c.weight_decay),
+        Muon(matrices, lr=c.lr_matrix, weight_decay=c.weight_decay),
         torch.optim.AdamW(others, lr=c.lr_other, weight_decay=0.01, betas=(0.9, 0.98)),
     ]
     g = torch.Generator().manual_seed(c.seed)

@@ -28,6 +28,7 @@ from .emoji_world import tasks
 from .forward import VisualStore
 from .lora import fold_lora
 from .losses import info_nce
+from .machine import fast_cpu_dtype
 from .media import MediaBudget
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
@@ -85,11 +86,19 @@ class Run:
         return kind.from_backbone(
             loaded,
             template=self.preset.template,
-            autocast=getattr(torch, self.preset.autocast) if self.preset.autocast else None,
+            autocast=self.autocast,
             max_length=self.preset.data.max_length,
             budget=self.budget,
             store=self.store,
         )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype to compute in, if it is not that of the weights."""
+        if self.preset.autocast != "auto":
+            return getattr(torch, self.preset.autocast) if self.preset.autocast else None
+        faster = self.accelerator.device.type == "cpu" and fast_cpu_dtype() is torch.bfloat16
+        return torch.bfloat16 if faster else None
 
     def objective(self, model: Embedder) -> tuple[dict[str, Any], Quantizers | None]:
         """The options of embedding_loss that the preset names, and the learned steps among them."""

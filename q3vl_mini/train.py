@@ -29,7 +29,7 @@ from .compression import Quantizers, compressed_objective
 from .config import StageConfig
 from .data import Batch
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
-from .memory import give_back_freed
+from .machine import give_back_freed
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]

@@ -1,4 +1,4 @@
-"""Memory: what is counted, and that freed memory goes back to the system."""
+"""The machine: which number format is fast, what memory is counted, and that freed memory goes back."""
 
 import ctypes
 import sys
@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import psutil
 import pytest
+import torch
 
-from q3vl_mini.memory import give_back_freed, peak_memory_mb
+from q3vl_mini import machine
+from q3vl_mini.machine import cpu_autocast, fast_cpu_dtype, give_back_freed, peak_memory_mb
 
 
 def held_mb() -> float:
@@ -33,3 +35,16 @@ def test_freed_memory_goes_back_to_the_system():
     before = held_mb()
     give_back_freed()
     assert before - held_mb() > 100 and len(kept) == 4_000
+
+
+@pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
+def test_products_are_computed_in_the_format_that_the_cpu_is_faster_in(monkeypatch, faster):
+    clock = {torch.float32: 2.0, torch.bfloat16: 1.0 if faster is torch.bfloat16 else 160.0}
+    monkeypatch.setattr(machine.timeit, "repeat", lambda product, **_: [clock[product().dtype]])
+    fast_cpu_dtype.cache_clear()
+    try:
+        assert fast_cpu_dtype() is faster
+        with cpu_autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is faster
+    finally:
+        fast_cpu_dtype.cache_clear()
