@@ -53,10 +53,11 @@ class StageConfig:
 
     tasks: rows of each sub-dataset, by name of an Emoji World task or folder of a saved quadruple. start: the stage
     whose weights it goes on from; "raw" is the backbone with a fresh adapter. batch_size counts the queries of all
-    processes. accumulate: batches a step, each with its own in-batch negatives. chunk: rows that are embedded at once
-    (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's Z_i besides the
-    query's own negatives. loss_per_task: classification and STS get their own loss. teacher_temperature: distillation
-    alone.
+    processes. n_negatives of the mined ones, and n_random that are drawn from the whole corpus, enter a batch for each
+    query. accumulate: batches a step, each with its own in-batch negatives. chunk_tokens: how many are embedded
+    at once (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's Z_i
+    besides the query's own negatives. loss_per_task: classification and STS get their own loss. teacher_temperature:
+    distillation alone.
     """
 
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -64,8 +65,9 @@ class StageConfig:
     steps: int = 100
     batch_size: int = 32
     n_negatives: int = 2
+    n_random: int = 0
     accumulate: int = 1
-    chunk: int = 0
+    chunk_tokens: int = 0
     exponent: float = 0.5
     lr: float = 1e-3
     quantizer_lr: float = 1e-5
@@ -82,10 +84,10 @@ class StageConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1 or self.chunk < 0 or self.temperature <= 0:
+        positive = {name: getattr(self, name) for name in ("steps", "batch_size", "accumulate", "temperature")}
+        if min(positive.values()) <= 0 or self.chunk_tokens < 0:
             raise ValueError(
-                f"steps {self.steps}, batch_size {self.batch_size}, accumulate {self.accumulate}, chunk {self.chunk}, "
-                f"temperature {self.temperature}; expected positive numbers (chunk may be 0)"
+                f"{positive}, chunk_tokens {self.chunk_tokens}; expected positive numbers (chunk_tokens may be 0)"
             )
         if unknown := set(self.terms) - set(TERMS):
             raise ValueError(f"unknown terms {sorted(unknown)}; choose among {list(TERMS)}")

@@ -313,6 +313,7 @@ def mixed_batches(
     seed: int,
     start: int = 0,
     exponent: float = 0.5,
+    n_random: int = 0,
     teacher: Mapping[str, Teacher] | None = None,
 ) -> Iterator[Batch]:
     """Batches start ... steps - 1 of a training, each of one sub-dataset, so that its negatives are of one kind.
@@ -328,6 +329,8 @@ def mixed_batches(
 
     Args:
         batch_size: queries at most. n_negatives: hard negatives a query at most; a query may have fewer.
+        n_random: documents a query that are drawn from the whole corpus, none of its positives, and come after the
+            hard negatives. Not with a teacher, which has not scored them.
         steps: number of batches of the whole training, `start` included.
         teacher: by name of the sub-dataset, logits of the documents of every query. Only documents that it scored
             are drawn. Sub-datasets that it does not name have batches without.
@@ -340,15 +343,17 @@ def mixed_batches(
     names = [quadruple.name for quadruple in quadruples]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"sub-datasets named {names}; give at least one, with a name of its own each")
-    if batch_size < 1 or n_negatives < 0 or seed < 0 or not 0 <= start <= steps:
+    if batch_size < 1 or min(n_negatives, n_random, seed) < 0 or not 0 <= start <= steps:
         raise ValueError(
-            f"batch_size {batch_size}, n_negatives {n_negatives}, seed {seed}, start {start}, steps {steps}; expected "
-            "batch_size >= 1, n_negatives >= 0, seed >= 0 and 0 <= start <= steps"
+            f"batch_size {batch_size}, n_negatives {n_negatives}, n_random {n_random}, seed {seed}, start {start}, "
+            f"steps {steps}; expected batch_size >= 1, no negative number and start <= steps"
         )
+    if n_random and teacher:
+        raise ValueError("n_random with a teacher: it has no logits of documents that are drawn at random; set it to 0")
     if unknown := set(teacher or ()) - set(names):
         raise ValueError(f"the teacher scored {sorted(unknown)}, which are not among the sub-datasets {names}")
     labels = [_drawable_labels(quadruple, (teacher or {}).get(quadruple.name)) for quadruple in quadruples]
-    return _mixed(quadruples, labels, batch_size, n_negatives, steps, seed, start, exponent, teacher or {})
+    return _mixed(quadruples, labels, batch_size, n_negatives, n_random, steps, seed, start, exponent, teacher or {})
 
 
 def _drawable_labels(quadruple: Quadruple, teacher: Teacher | None) -> Sequence[Relevance]:
@@ -377,7 +382,9 @@ def _drawable_labels(quadruple: Quadruple, teacher: Teacher | None) -> Sequence[
     return out
 
 
-def _mixed(quadruples, labels, batch_size, n_negatives, steps, seed, start, exponent, teacher) -> Iterator[Batch]:
+def _mixed(
+    quadruples, labels, batch_size, n_negatives, n_random, steps, seed, start, exponent, teacher
+) -> Iterator[Batch]:
     sizes = np.array([len(quadruple) for quadruple in quadruples])
     weights = sizes.astype(float) ** exponent
     draws = np.random.default_rng([seed, 0]).random(steps)  # the first k are the same whatever `steps` is
@@ -398,6 +405,7 @@ def _mixed(quadruples, labels, batch_size, n_negatives, steps, seed, start, expo
             labels[which],
             plans[which][1][position],
             n_negatives,
+            n_random,
             rng,
             teacher.get(quadruples[which].name),
         )
@@ -424,6 +432,7 @@ def _batch(
     labels: Sequence[Relevance],
     cards: list[tuple[int, int]],
     n_negatives: int,
+    n_random: int,
     rng: np.random.Generator,
     teacher: Teacher | None,
 ) -> Batch:
@@ -431,7 +440,9 @@ def _batch(
     negative_ids = []
     for row, _ in cards:
         mine = labels[row].negatives
-        negative_ids.append([mine[j] for j in rng.permutation(len(mine))[:n_negatives]])
+        hard = [mine[j] for j in rng.permutation(len(mine))[:n_negatives]]
+        taken = {*labels[row].positives, *hard}
+        negative_ids.append(hard + _drawn(len(quadruple.corpus), n_random, taken, rng))
     logits = None
     if teacher is not None:
         documents = ((row, [p, *n]) for (row, _), p, n in zip(cards, positive_ids, negative_ids, strict=True))
@@ -448,6 +459,14 @@ def _batch(
         scores=None if labels[cards[0][0]].scores is None else [labels[row].scores[n] for row, n in cards],
         teacher=logits,
     )
+
+
+def _drawn(corpus: int, n: int, taken: set[int], rng: np.random.Generator) -> list[int]:
+    """n different rows of a corpus, fewer where it has fewer, none of `taken`."""
+    if not n:
+        return []
+    few = rng.choice(corpus, min(corpus, n + len(taken)), replace=False).tolist()
+    return [row for row in few if row not in taken][:n]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ The vision tower is frozen in every stage, so what it makes of a picture is comp
 vocabulary logits are computed: both models need only hidden states after the final RMSNorm.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from .media import MediaBudget, Visual, as_list, prepare
 from .records import MODALITIES, Instance, is_empty
 from .templates import Content, Template, choose
 
+ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")  # of `pad`, each (B, T)
 PATCHES_AT_ONCE = 16_384  # that the vision tower takes in one call: bounds its memory
 
 
@@ -98,10 +100,33 @@ def pad(ids: Sequence[Sequence[int]], visuals: list[Visual], processor: Any, sid
     kinds = (tokens == processor.image_token_id) + 2 * (tokens == processor.video_token_id)
     inputs = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": kinds}
     inputs = {name: torch.from_numpy(x) for name, x in inputs.items()}
-    for kind in ("image", "video"):
-        if grids := [visual.grid_thw for visual in visuals if visual.kind == kind]:
-            inputs[f"{kind}_grid_thw"] = torch.tensor(grids)
-    return {**inputs, "visuals": visuals}
+    return {**inputs, **_grids(visuals), "visuals": visuals}
+
+
+def _grids(visuals: Sequence[Visual]) -> dict[str, Tensor]:
+    grids = {f"{kind}_grid_thw": [v.grid_thw for v in visuals if v.kind == kind] for kind in ("image", "video")}
+    return {name: torch.tensor(rows) for name, rows in grids.items() if rows}
+
+
+def split_rows(inputs: Mapping[str, Any], max_tokens: int) -> list[dict[str, Any]]:
+    """Inputs of `pad` as parts of about equal numbers of rows, each of at most `max_tokens` tokens but for one row.
+
+    Padding counts; what all rows begin with (`shared_prefix`) does not, since it is computed once.
+    """
+    rows, width = inputs["input_ids"].shape
+    size = max(1, max_tokens // (width - shared_prefix(right_padded(inputs))))
+    size = math.ceil(rows / math.ceil(rows / size))
+    visuals, parts = iter(inputs["visuals"]), []
+    for start in range(0, rows, size):
+        part = {name: inputs[name][start : start + size] for name in ROWS}
+        used = part["attention_mask"].bool().any(0)  # a part may be shorter than the batch
+        part = {name: x[:, used] for name, x in part.items()}
+        left, mine = int((part["mm_token_type_ids"] > 0).sum()), []
+        while left > 0:
+            mine.append(next(visuals))
+            left -= mine[-1].n_tokens
+        parts.append({**part, **_grids(mine), "visuals": mine})
+    return parts
 
 
 class VisualStore:
@@ -250,8 +275,7 @@ def right_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
     if not first.any():
         return dict(inputs)
     columns = (torch.arange(mask.shape[1]) + first[:, None]) % mask.shape[1]
-    rows = ("input_ids", "attention_mask", "mm_token_type_ids")
-    return {**inputs, **{name: inputs[name].gather(1, columns) for name in rows}}
+    return {**inputs, **{name: inputs[name].gather(1, columns) for name in ROWS}}
 
 
 def forward_last(
@@ -274,7 +298,7 @@ def forward_last(
     shared = DynamicCache()
     for number, layer in enumerate(prefix.layers):
         shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
-    rest = {name: tensors[name][:, length:] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    rest = {name: tensors[name][:, length:] for name in ROWS}
     grids = {name: x for name, x in tensors.items() if name.endswith("grid_thw")}
     positions, _ = core.get_rope_index(**rest, **{"image_grid_thw": None, "video_grid_thw": None, **grids})
     hidden = core(

@@ -292,6 +292,7 @@ def batch_stream(quadruples, config: StageConfig, steps: int, seed: int, teacher
             quadruples,
             batch_size=config.batch_size,
             n_negatives=config.n_negatives,
+            n_random=config.n_random,
             steps=steps,
             seed=seed,
             start=start,

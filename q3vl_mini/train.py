@@ -2,7 +2,7 @@
 
 An objective is a function `loss_on_batch(encode, batch)`. `encode(rows, instruction)` collates rows and runs the model
 with gradient: instances to unit vectors (an Embedder), pairs to margins (a Reranker). So an objective does not know
-how many rows fit into memory: `gradient_cache` hands it an `encode` that works in chunks.
+how many rows fit into memory: `gradient_cache` hands it an `encode` that works in parts.
 
 Several processes (`accelerate launch`): every process draws the same batch and embeds its share of the rows. The
 losses see the whole batch (`gather`); gradients are averaged over the processes. A process holds the whole model.
@@ -28,6 +28,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .compression import Quantizers, compressed_objective
 from .config import StageConfig
 from .data import Batch
+from .forward import split_rows
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
 from .machine import give_back_freed
 
@@ -159,30 +160,34 @@ def encode_documents(encode: Encode, batch: Batch, width: int | None = None) -> 
 # --- memory and processes -----------------------------------------------------------------------------------
 
 
-def gradient_cache(encode: Encode, chunk: int) -> tuple[Encode, Callable[[], None]]:
+def gradient_cache(model: nn.Module, max_tokens: int) -> tuple[Encode, Callable[[], None]]:
     """GradCache: an `encode` for batches that do not fit, and `replay`, to be called after the loss's backward.
 
-    The first pass embeds the rows chunk by chunk without a graph. The loss's backward leaves on each vector its
-    gradient; `replay` embeds each chunk again, with a graph, and sends those gradients on into the weights. Rows are
-    split before they are collated: a batch's flattened pixels have no first dimension to split by. The gradients are
-    those of the whole batch, up to rounding; the price is a second forward. The model must be deterministic (no
-    dropout). Source: Gao et al. 2021 (arXiv 2101.06983).
+    The first pass embeds parts of the rows, each of at most `max_tokens`, without a graph. The loss's backward leaves
+    on each vector its gradient; `replay` embeds each part again, with a graph, and sends those gradients on into the
+    weights. The gradients are those of the whole batch, up to rounding; the price is a second forward. Rows that fit
+    at once are embedded once. The model must be deterministic (no dropout). Source: Gao et al. 2021 (arXiv
+    2101.06983).
     """
-    pending: list[tuple[Tensor, list[Sequence[Any]], str | None]] = []
+    pending: list[tuple[Tensor, list[dict[str, Any]]]] = []
 
     def cached(rows: Sequence[Any], instruction: str | None) -> Tensor:
-        chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
+        inputs = model.collate(rows, instruction)
+        parts = split_rows(inputs, max_tokens)
+        if len(parts) == 1:
+            return model(inputs)
         with torch.no_grad():
-            vectors = torch.cat([encode(part, instruction) for part in chunks])
-        pending.append((vectors.requires_grad_(), chunks, instruction))
+            vectors = torch.cat([model(part) for part in parts])
+        pending.append((vectors.requires_grad_(), parts))
         return vectors
 
     def replay() -> None:
-        for vectors, chunks, instruction in pending:
+        for vectors, parts in pending:
             if vectors.grad is None:
                 continue
-            for part, gradient in zip(chunks, vectors.grad.split(chunk), strict=True):
-                encode(part, instruction).backward(gradient)
+            sizes = [len(part["input_ids"]) for part in parts]
+            for part, gradient in zip(parts, vectors.grad.split(sizes), strict=True):
+                model(part).backward(gradient)
         pending.clear()
 
     return cached, replay
@@ -266,7 +271,7 @@ def fit(
     Args:
         model: an Embedder or a Reranker whose trainable parameters are the adapter's.
         batches: `batches(k)` gives batch k, k + 1, ... of the training; the same k gives the same batch.
-        config: steps, rates, clipping, accumulation, chunk.
+        config: steps, rates, clipping, accumulation, chunk_tokens.
         quantizers: learned steps, with a rate of their own and no weight decay (see LearnedStepQuantizer).
         stop_after: end after that many steps of the schedule, as an interruption would, with a checkpoint.
 
@@ -314,7 +319,7 @@ def fit(
             save_checkpoint(folder / "state", state, [optimizer.optimizer], meta)
         accelerator.wait_for_everyone()
 
-    in_chunks, replay = gradient_cache(encode, config.chunk) if config.chunk else (encode, lambda: None)
+    in_parts, replay = gradient_cache(model, config.chunk_tokens) if config.chunk_tokens else (encode, lambda: None)
     model.train()
     if quantizers is not None:
         quantizers.train()
@@ -331,7 +336,7 @@ def fit(
             losses, names = [], []
             for _ in range(config.accumulate):
                 batch = next(stream)
-                loss = loss_on_batch(in_chunks, share_of(batch, *_process()))
+                loss = loss_on_batch(in_parts, share_of(batch, *_process()))
                 value = accelerator.reduce(loss.detach(), "mean").item()
                 if not math.isfinite(value):
                     rows = f"documents {batch.positive_ids[:8]}"

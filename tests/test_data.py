@@ -325,6 +325,21 @@ def test_negatives_are_ragged_and_change_from_epoch_to_epoch():
     assert len(last) > 5
 
 
+def test_random_negatives_come_from_the_whole_corpus_and_never_from_the_labels():
+    quadruple = texts(12)
+    labelled = [Relevance((i, (i + 1) % 12), ((i + 2) % 12,)) for i in range(12)]
+    seen = Counter()
+    for batch in batches([replace(quadruple, relevance=labelled)], n_negatives=1, n_random=3, steps=60):
+        for query, negatives in zip(batch.queries, batch.negative_ids, strict=True):
+            row = row_of(query)
+            assert negatives[0] == (row + 2) % 12 and len(negatives) == len(set(negatives)) == 4
+            assert not set(negatives) & {row, (row + 1) % 12}
+            seen.update((document - row) % 12 for document in negatives[1:])
+    assert set(seen) == set(range(3, 12)) and max(seen.values()) < 2 * min(seen.values())
+    few = batches([texts(3)], n_negatives=0, n_random=9)  # a corpus of three has two others
+    assert all(len(negatives) == 2 for batch in few for negatives in batch.negative_ids)
+
+
 def test_graded_labels_travel_with_their_pair():
     quadruple = texts(6)
     graded = [Relevance((i, (i + 1) % 6), scores=(i / 10, i / 10 + 0.05)) for i in range(6)]
@@ -352,6 +367,8 @@ def test_faulty_arguments_are_named():
         mixed_batches([texts(3), texts(4)], batch_size=2, n_negatives=1, steps=1, seed=0)  # at once, not at next()
     with pytest.raises(ValueError, match="start 9, steps 4"):
         batches([texts(3)], start=9, steps=4)
+    with pytest.raises(ValueError, match="n_random with a teacher"):
+        batches([texts(3)], n_random=1, teacher={"words": {}})
     with pytest.raises(ValueError, match="not among the sub-datasets"):
         batches([texts(3)], teacher={"else": {}})
     with pytest.raises(ValueError, match="words, query 1: the teacher scored none of its positives"):

@@ -234,6 +234,25 @@ def test_many_pictures_in_one_item_are_made_to_fit(embedder):
     assert many["input_ids"].shape[1] <= 600 and sum(v.n_tokens for v in many["visuals"]) > 200
 
 
+# --- parts of a batch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_parts_of_a_batch_have_its_vectors(embedder, name, side, monkeypatch):
+    monkeypatch.setattr(embedder, "padding_side", side, raising=False)
+    inputs = embedder.collate(BATCHES[name], "Find it.")
+    own = inputs["input_ids"].shape[1] - forward.shared_prefix(forward.right_padded(inputs))
+    with torch.no_grad():
+        expected = embedder(inputs)
+        for rows in range(1, len(expected) + 1):
+            parts = forward.split_rows(inputs, rows * own)
+            sizes = [len(part["input_ids"]) for part in parts]
+            assert sum(sizes) == len(expected) and max(sizes) <= rows and max(sizes) - min(sizes) < max(sizes)
+            torch.testing.assert_close(torch.cat([embedder(part) for part in parts]), expected, rtol=1e-4, atol=1e-5)
+    assert len(forward.split_rows(inputs, 1)) == len(expected)  # a row is never split
+
+
 # --- the shared prefix --------------------------------------------------------------------------------------
 
 

@@ -79,11 +79,11 @@ def trainable(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model, loss_on_batch, batch, chunk=0):
+def gradients(model, loss_on_batch, batch, max_tokens=0):
     model.zero_grad()
     encode, replay = encode_with(model), lambda: None
-    if chunk:
-        encode, replay = train.gradient_cache(encode, chunk)
+    if max_tokens:
+        encode, replay = train.gradient_cache(model, max_tokens)
     loss = loss_on_batch(encode, batch)
     loss.backward()
     replay()
@@ -150,8 +150,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(small_checkpoint, tmp_path):
     assert any(not torch.equal(whole[0][name], other[0][name]) for name in whole[0])
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpoint, chunk):
+@pytest.mark.parametrize("max_tokens", [1, 60, 100_000])  # parts of one row, of a few, and all rows at once
+def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpoint, max_tokens):
     model, stage = embedder(small_checkpoint), replace(STAGE, terms=ALL_TERMS, batch_size=6)
     with torch.no_grad():  # B starts at zero, which would hide A's gradients
         for name, p in model.named_parameters():
@@ -159,7 +159,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpo
                 p.normal_(0, 0.1)
     batch = first_batch(image_task(), stage)
     loss, plain = gradients(model, plain_loss(stage), batch)
-    cached_loss, cached = gradients(model, plain_loss(stage), batch, chunk)
+    cached_loss, cached = gradients(model, plain_loss(stage), batch, max_tokens)
     assert loss == pytest.approx(cached_loss, rel=1e-5) and plain.keys() == cached.keys()
     scale = max(g.abs().max() for g in plain.values())
     assert scale > 1e-3
@@ -168,7 +168,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpo
 
 def test_a_cache_without_its_replay_leaves_the_weights_without_gradients(small_checkpoint):
     model, batch = embedder(small_checkpoint), first_batch(text_task())
-    encode, _ = train.gradient_cache(encode_with(model), 2)
+    encode, _ = train.gradient_cache(model, 1)
     plain_loss()(encode, batch).backward()
     assert all(p.grad is None for p in model.parameters())
 
