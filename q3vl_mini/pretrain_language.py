@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .checkpoint import keep_log_until, load_checkpoint, save_checkpoint
 from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank
-from .emoji_world.dialogues import Turn, dialogues, short_turns
+from .emoji_world.dialogues import Turn, dialogues, judged, short_turns
 from .forward import forward_hidden, measure, pad, visual_outputs
 from .machine import cpu_autocast, give_back_freed
 from .media import MediaBudget, as_list
@@ -48,6 +48,8 @@ class LanguageConfig:
     frozen: float = 1.0
     round: int = 250  # steps on one set of freshly drawn dialogues
     systems: float = 0.5  # share of the dialogues with a system message
+    judged: float = 0.0  # share of the dialogues that ask as the reranker asks, after the short ones
+    balance: float = 0.0  # a token of an answer of n tokens weighs n ** -balance
     seed: int = 0
 
 
@@ -75,14 +77,28 @@ def collate(turns: list[Turn], processor) -> dict:
     return {"inputs": inputs, "labels": labels}
 
 
-def answer_loss(model: nn.Module, batch: dict) -> Tensor:
-    """Mean negative log likelihood of the answers' tokens, in nats; logits only where one is needed."""
+# After LanguageConfig(): half of the dialogues are pairs to be judged. By tokens, an answer of one word would hardly
+# count beside a caption, so they weigh as InternVL 2.5's do (arXiv 2412.05271).
+JUDGING = LanguageConfig(
+    short_steps=0, steps=400, lr_matrix=0.006, lr_other=9e-4, warmup=20, decay=0.7, judged=0.5, balance=0.5, seed=1
+)
+
+
+def answer_logits(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
+    """Logits (B, T - 1, V) only where an answer's token is next, as (N, V), and those tokens as labels (B, T - 1)."""
     with cpu_autocast():
         hidden = forward_hidden(model, batch["inputs"], visual_outputs(model, batch["inputs"]["visuals"]))
         wanted = batch["labels"][:, 1:]
-        counted = wanted != -100
-        logits = model.lm_head(hidden[:, :-1][counted])
-    return F.cross_entropy(logits.float(), wanted[counted])
+        return model.lm_head(hidden[:, :-1][wanted != -100]).float(), wanted
+
+
+def answer_loss(model: nn.Module, batch: dict, balance: float = 0.0) -> Tensor:
+    """Mean negative log likelihood of the answers' tokens, in nats; one of an answer of n weighs n ** -balance."""
+    logits, wanted = answer_logits(model, batch)
+    counted = wanted != -100
+    losses = F.cross_entropy(logits, wanted[counted], reduction="none")
+    weights = (counted.sum(1, keepdim=True).clamp(min=1) ** -balance).expand(counted.shape)[counted]
+    return (weights * losses).sum() / weights.sum()
 
 
 def with_shuffled_pictures(turns: list[Turn]) -> list[Turn]:
@@ -112,6 +128,19 @@ def picture_matters(model: nn.Module, processor, n: int = 400, seed: int = 10_00
     return {"own_picture": round(mean_loss(turns), 4), "other_picture": round(mean_loss(shuffled), 4)}
 
 
+@torch.no_grad()
+def judges(model: nn.Module, processor, n: int = 200, seed: int = 10_000, split: str = "validation") -> dict:
+    """Share of unseen pairs of a query and a document about which the likelier one of yes and no is right."""
+    turns, right = judged(n, seed, split, hard=0.0), 0
+    yes, no = (processor.tokenizer.encode(word)[0] for word in ("yes", "no"))
+    for start in range(0, len(turns), 64):
+        part = turns[start : start + 64]
+        logits = answer_logits(model, collate(part, processor))[0][::2]  # the word, then the end of the answer
+        says_yes = (logits[:, yes] > logits[:, no]).tolist()
+        right += sum(said == (turn.answer == "yes") for said, turn in zip(says_yes, part, strict=True))
+    return {"judged_right": round(right / len(turns), 4)}
+
+
 def rough_length(turn: Turn) -> float:
     """About how many tokens a dialogue takes: only to put alike ones into one batch."""
     instances = [turn.question, turn.document or {}]
@@ -137,9 +166,12 @@ def rate(step: int, c: LanguageConfig) -> float:
     return min(1.0, (step + 1) / c.warmup, (c.steps - step) / max(c.decay * c.steps, 1))
 
 
-def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
-    """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
+def pretrain_language(
+    model, processor, folder: Path, config: LanguageConfig, log_every: int = 50, name: str = "language"
+):
+    """Train the model in place, resumable from `folder`; returns it. Curve: folder/{name}.jsonl."""
     c, folder = config, Path(folder)
+    curve, kept = folder / f"{name}.jsonl", folder / f"{name}_state"
     folder.mkdir(parents=True, exist_ok=True)
     tower = {id(p) for p in model.model.visual.parameters()}
     named = {n: p for n, p in model.named_parameters()}
@@ -162,12 +194,12 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
     ]
     bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])
     start, seconds = 0, 0.0
-    resumed = load_checkpoint(folder / "language_state", optimizers)
+    resumed = load_checkpoint(kept, optimizers)
     if resumed:
         modules, meta = resumed
         model.load_state_dict(modules["model"], strict=False)
         start, seconds = meta["step"], meta["seconds"]
-        keep_log_until(folder / "language.jsonl", start)
+        keep_log_until(curve, start)
     began, running, batches, of_round = time.monotonic() - seconds, None, [], None
     for step in range(start, c.steps):
         model.model.visual.requires_grad_(step >= c.frozen * c.steps)
@@ -178,9 +210,9 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
             if short:
                 drawn = short_turns(bank, length * size, seed, c.strength, c.systems)
             else:
-                drawn = dialogues(length * size, seed, systems=c.systems)
+                drawn = dialogues(length * size, seed, systems=c.systems, share_judged=c.judged)
             batches = batches_alike(drawn, size, seed)
-        loss = answer_loss(model, collate(batches[step % length % len(batches)], processor))
+        loss = answer_loss(model, collate(batches[step % length % len(batches)], processor), c.balance)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
@@ -195,10 +227,10 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         if done % log_every == 0 or done == c.steps:
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
             if done % (5 * log_every) == 0 or done == c.steps:
-                row |= picture_matters(model, processor)
+                row |= picture_matters(model, processor) | judges(model, processor)
                 meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
-                save_checkpoint(folder / "language_state", {"model": model.state_dict()}, optimizers, meta)
-            with open(folder / "language.jsonl", "a") as log:
+                save_checkpoint(kept, {"model": model.state_dict()}, optimizers, meta)
+            with open(curve, "a") as log:
                 log.write(json.dumps(row) + "\n")
-            print(f"language {row}", flush=True)
+            print(f"{name} {row}", flush=True)
     return model

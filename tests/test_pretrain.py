@@ -1,20 +1,29 @@
 """Pre-training: dialogues are right, the loss counts answers alone, and it writes a checkpoint that loads."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from q3vl_mini.emoji_world import sprites, words
+from q3vl_mini.emoji_world import sprites, tasks, words
 from q3vl_mini.emoji_world.bank import SpriteBank
-from q3vl_mini.emoji_world.dialogues import SYSTEM_MESSAGES, Turn, dialogues, short_turns
+from q3vl_mini.emoji_world.dialogues import JUDGED, SYSTEM_MESSAGES, Turn, dialogues, judged, short_turns
 from q3vl_mini.emoji_world.scenes import COLOURS, Placed, Scene
 from q3vl_mini.emoji_world.tasks import bucket
 from q3vl_mini.media import as_list
 from q3vl_mini.pretrain import pretrain
-from q3vl_mini.pretrain_language import LanguageConfig, answer_loss, batches_alike, collate, with_shuffled_pictures
+from q3vl_mini.pretrain_language import (
+    LanguageConfig,
+    answer_logits,
+    answer_loss,
+    batches_alike,
+    collate,
+    judges,
+    with_shuffled_pictures,
+)
 from q3vl_mini.pretrain_vision import VisionConfig
 from q3vl_mini.templates import EMBEDDER_INSTRUCTION, Content, embedder_prompt, prompt_text, reranker_prompt
 
@@ -127,6 +136,55 @@ def test_whether_two_things_are_the_same_is_asked_of_pictures_and_of_words_and_a
     for turn in pairs:
         one, other = (scene.objects[0].key for scene in turn.question["image"])
         assert (one == other) == (turn.answer == "yes")
+
+
+def test_pairs_to_be_judged_are_of_every_retrieval_task_and_their_answers_follow_the_labels():
+    turns = judged(2000, 5)
+    assert {t.system for t in turns} == {tasks.TASKS[name].instruction for name in JUDGED}
+    assert 0.45 < sum(t.answer == "yes" for t in turns) / len(turns) < 0.55
+    for name in ("text_to_image", "same_thing"):
+        q = tasks.build(name, "train", 200, 5)
+        mine = [t for t in turns if t.system == q.instruction]
+        truth = {(repr(q.queries[i]), repr(q.corpus[d])) for i, r in enumerate(q.relevance) for d in r.positives}
+        assert all(((repr(t.question), repr(t.document)) in truth) == (t.answer == "yes") for t in mine)
+    confusing = judged(400, 5, names=["text_to_image"], hard=1.0)
+    alike = [t for t in confusing if t.answer == "no" and same_subgroup(t)]
+    assert len(alike) > 20 > len([t for t in judged(400, 5, names=["text_to_image"], hard=0.0) if same_subgroup(t)])
+
+
+def same_subgroup(turn: Turn) -> bool:
+    """Whether the query names a thing of the subgroup of the pictured one, but not the pictured one."""
+    shown = sprites.concept_by_key()[turn.document["image"].objects[0].key]
+    near = [c.key for c in sprites.concepts() if c.subgroup == shown.subgroup and c != shown]
+    return turn.answer == "no" and any(words.name(key) in turn.question["text"] for key in near)
+
+
+def test_dialogues_hold_the_share_of_pairs_to_be_judged_that_is_asked_for():
+    kinds = Counter(t.kind for t in dialogues(1000, 3, share_judged=0.4))
+    assert 0.35 < kinds["judged"] / kinds.total() < 0.45 and "judged" not in {t.kind for t in dialogues(300, 3)}
+
+
+def test_a_long_answer_weighs_less_than_its_tokens_if_balance_says_so(model, processor):
+    batch = collate(TURNS, processor)
+    logits, wanted = answer_logits(model, batch)
+    rows = torch.arange(len(wanted))[:, None].expand(wanted.shape)[wanted != -100]
+    losses = torch.nn.functional.cross_entropy(logits, wanted[wanted != -100], reduction="none")
+    means = torch.stack([losses[rows == i].mean() for i in range(len(TURNS))])
+    lengths = torch.bincount(rows).float()
+    assert len(set(lengths.tolist())) > 1
+    for balance in (0.0, 0.5, 1.0):
+        weights = lengths ** (1 - balance)
+        torch.testing.assert_close(answer_loss(model, batch, balance), (weights * means).sum() / weights.sum())
+
+
+def test_the_share_of_right_judgements_is_counted_on_both_words(model, processor, monkeypatch):
+    yes, no = (processor.tokenizer.encode(word)[0] for word in ("yes", "no"))
+    turns = judged(40, 10_000, "validation", hard=0.0)
+    share = sum(t.answer == "yes" for t in turns) / len(turns)
+    for word, expected in ((yes, share), (no, 1 - share)):  # a model that always says one word
+        logits = torch.nn.functional.one_hot(torch.tensor(word), model.lm_head.out_features).float()
+        monkeypatch.setattr(model.lm_head, "forward", lambda hidden, x=logits: x.expand(len(hidden), -1))
+        assert judges(model, processor, n=40)["judged_right"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_yes_and_no_are_balanced_and_right():

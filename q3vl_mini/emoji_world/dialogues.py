@@ -4,10 +4,12 @@ First the short ones, about a single thing, answered by its name; then all: capt
 pages, words in many languages, and yes/no questions. No contrastive pairs: retrieval is what stage 1 teaches.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..records import Instance
@@ -183,6 +185,30 @@ def with_system_messages(w: World, turns: list[Turn], share: float) -> list[Turn
     return out
 
 
+JUDGED = (
+    "text_to_image", "image_to_text", "scene_retrieval", "same_thing", "composed", "video_retrieval", "moment",
+    "visual_document", "keyword_search", "cross_lingual",
+)  # fmt: skip
+
+
+def judged(n: int, seed: int, split: str = "train", names: Sequence[str] = JUDGED, hard: float = 0.3) -> list[Turn]:
+    """About n questions whether a document meets a query, asked as the reranker asks; yes for half of them.
+
+    Of the other documents a share `hard` is a confusing one, where the task names such; the rest is drawn at random.
+    """
+    turns = []
+    for name in names:
+        q = build(name, split, math.ceil(n / len(names)), seed)
+        rng = np.random.default_rng([seed, len(turns)])
+        for query, labels in zip(q.queries, q.relevance, strict=True):
+            right = rng.random() < 0.5
+            chosen = labels.positives if right else labels.negatives if rng.random() < hard else ()
+            document = pick(rng, chosen) if chosen else int(rng.integers(len(q.corpus)))
+            answer = "yes" if document in labels.positives else "no"
+            turns.append(Turn("judged", query, answer, q.instruction, q.corpus[document]))
+    return turns
+
+
 def short_turns(bank: SpriteBank, n: int, seed: int, strength: float, systems: float = 0.5) -> list[Turn]:
     """n questions that a name answers, shuffled: three fifths on augmented pictures of one thing, the others in words.
 
@@ -210,11 +236,13 @@ def _yes_no(w: World, turn: Turn, other: str) -> Turn:
     return Turn("yes_no", _with_text(turn.question, pick(w.rng, frames).format(claim)), "yes" if right else "no")
 
 
-def dialogues(n: int, seed: int, split: str = "train", systems: float = 0.5) -> list[Turn]:
-    """About n turns of all kinds, shuffled, a share `systems` with a system message.
+def dialogues(n: int, seed: int, split: str = "train", systems: float = 0.5, share_judged: float = 0.0) -> list[Turn]:
+    """About n turns of all kinds, shuffled, a share `systems` with a system message, `share_judged` as `judged` asks.
 
     The same for the same arguments.
     """
+    n_judged = round(share_judged * n)
+    n -= n_judged
     w = World(split, "dialogues", seed)
     turns: list[Turn] = []
     turns += [_name_single(w) for _ in range(int(0.16 * n))]
@@ -247,6 +275,7 @@ def dialogues(n: int, seed: int, split: str = "train", systems: float = 0.5) -> 
                 turns.append(Turn(name, _with_text(query, text), answer))
     pages = build("visual_document", split, int(0.06 * n), seed + 1)
     turns += [_page(w, page["image"]) for page in pages.corpus]
+    turns += judged(n_judged, seed + 2, split) if n_judged else []
     return [turns[i] for i in w.rng.permutation(len(turns)).tolist()]
 
 
