@@ -39,6 +39,8 @@ class VisionConfig:
     ramp: float = 0.2  # share of the steps over which augmentation grows from mild to `strength`
     scenes: float = 0.2
     tinted: float = 0.15
+    houses: int = 0  # how many other designs of each drawing are shown beside it
+    redraw: int = 500  # steps after which they are new ones
     smoothing: float = 0.1
     hold_out: str | None = None
     seed: int = 0
@@ -111,7 +113,6 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
     torch.manual_seed(c.seed)
     styles = [s for s in sprites.TRAIN_STYLES if s != c.hold_out]
     keys = [k.key for k in sprites.concepts()]
-    bank = SpriteBank(styles, keys)
     check_bank = drawings(c.hold_out or styles[0], keys)
     speed_up(visual)
     task = VisionTask(visual.config.out_hidden_size, len(keys))
@@ -133,8 +134,11 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
         g.set_state(modules["generator"]["state"])
         start, seconds = meta["step"], meta["seconds"]
         keep_log_until(folder / "vision.jsonl", start)
+    bank = SpriteBank(styles, keys, c.houses, seed=1 + start // c.redraw)
     began, running = time.monotonic() - seconds, None
     for step in range(start, c.steps):
+        if c.houses and step > start and step % c.redraw == 0:
+            bank.redraw(1 + step // c.redraw)
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, c)

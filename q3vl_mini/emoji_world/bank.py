@@ -20,9 +20,11 @@ def flippable(concept: sprites.Concept) -> bool:
     return concept.group in FLIPPABLE_GROUPS and not any(w in MIRRORED for w in words)
 
 
-def drawings(style: str, keys: Sequence[str], pixels: int = 64) -> Tensor:
-    """All drawings of a style as uint8 (N, pixels, pixels, 4)."""
-    return torch.stack([torch.from_numpy(sprites.sprite(style, k, pixels).copy()) for k in keys])
+def drawings(style: str, keys: Sequence[str], pixels: int = 64, house: int = 0) -> Tensor:
+    """All drawings of a style as uint8 (N, pixels, pixels, 4); by houses that differ from thing to thing if not 0."""
+    seeds = [house and 1_000_003 * house + i for i in range(len(keys))]
+    arrays = [sprites.drawn(style, k, pixels, seed) for k, seed in zip(keys, seeds, strict=True)]
+    return torch.stack([torch.from_numpy(array.copy()) for array in arrays])
 
 
 def tint(rgba: Tensor, colours: Tensor) -> Tensor:
@@ -34,13 +36,24 @@ def tint(rgba: Tensor, colours: Tensor) -> Tensor:
 
 
 class SpriteBank:
-    """The drawings of some concepts in some styles, at 64 x 64 pixels."""
+    """The drawings of some concepts in some styles, and each by `houses` others (restyle.py), at 64 x 64 pixels."""
 
-    def __init__(self, styles: Sequence[str], keys: Sequence[str]):
-        self.keys = tuple(keys)
-        self.rgba = torch.stack([drawings(style, keys) for style in styles])  # (styles, concepts, 64, 64, 4)
+    def __init__(self, styles: Sequence[str], keys: Sequence[str], houses: int = 0, seed: int = 1):
+        self.keys, self.styles = tuple(keys), tuple(styles)
+        shape = (len(styles) * (1 + houses), len(keys), 64, 64, 4)
+        self.rgba = torch.empty(shape, dtype=torch.uint8)
+        for i, style in enumerate(styles):
+            self.rgba[i] = drawings(style, keys)
+        if houses:
+            self.redraw(seed)
         self.flippable = torch.tensor([flippable(sprites.concept_by_key()[key]) for key in keys])
         self.palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+
+    def redraw(self, seed: int) -> None:
+        """Draw what other houses drew by new ones; the same for the same seed (at least 1)."""
+        n = len(self.styles)
+        for i in range(n, len(self.rgba)):
+            self.rgba[i] = drawings(self.styles[i % n], self.keys, house=seed * len(self.rgba) + i)
 
     def pictures(self, n: int, strength: float, tinted: float, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """n augmented pictures of one thing each, a share `tinted` of them recoloured.

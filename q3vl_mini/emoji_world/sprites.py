@@ -15,6 +15,7 @@ import resvg_py
 from PIL import Image
 
 from ..config import data_dir
+from .restyle import restyled
 
 TRAIN_STYLES = ("noto", "twemoji", "fluent-emoji-flat")
 TEST_STYLES = ("noto-v1", "emojione")
@@ -81,23 +82,32 @@ def has_style(style: str, key: str) -> bool:
     return key in _bodies(style)
 
 
-def svg(style: str, key: str) -> str:
-    """The SVG document of a concept in a style; KeyError where the style has no such drawing."""
+def svg(style: str, key: str, house: int = 0) -> str:
+    """The SVG document of a concept in a style; KeyError where the style has no such drawing.
+
+    house: 0 is the style's own design, another number a seed of one that changes it (restyle.py).
+    """
     icon = _bodies(style)[key]
     left, top, width, height = icon["box"]
+    body = restyled(icon["body"], width, house) if house else icon["body"]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+        f'viewBox="{left} {top} {width} {height}">{body}</svg>'
     )
 
 
-@lru_cache(maxsize=40_000)
+@lru_cache(maxsize=16_384)
 def sprite(style: str, key: str, size: int) -> np.ndarray:
-    """A drawing as premultiplied RGBA, uint8 (size, size, 4), read-only and cached.
+    """A style's own drawing as premultiplied RGBA, uint8 (size, size, 4), read-only and cached."""
+    return drawn(style, key, size)
+
+
+def drawn(style: str, key: str, size: int, house: int = 0) -> np.ndarray:
+    """A drawing as premultiplied RGBA, uint8 (size, size, 4), read-only; `house` as for `svg`.
 
     Premultiplied, because then pasting is one multiplication and blending at edges is exact.
     """
-    png = resvg_py.svg_to_bytes(svg_string=svg(style, key), width=size, height=size, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg(style, key, house), width=size, height=size, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     if image.size != (size, size):  # a drawing that is not square keeps its proportions
         square = Image.new("RGBA", (size, size))
