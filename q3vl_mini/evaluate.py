@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .machine import give_back_freed
 from .metrics import (
     PairedDifference,
     aggregate,
@@ -399,6 +400,7 @@ def encoded(
             yield quadruple, queries, vectors[key]
             if last_use[key] == i:
                 del vectors[key]
+            give_back_freed()
 
 
 def _by_column(results: Iterable[DatasetResult]) -> dict[str, ColumnResult]:

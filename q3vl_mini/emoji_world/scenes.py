@@ -60,7 +60,7 @@ class Placed:
     hand: int = 0
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=4_096)
 def _drawing(key: str, style: str, pixels: int, tint: str | None, hand: int, turns: int) -> np.ndarray:
     """A sprite, tinted, redrawn and turned by `turns` eighths of a circle; premultiplied uint8 (n, n, 4)."""
     rgba = sprite(style, key, pixels)
