@@ -10,6 +10,7 @@ from . import __version__, data, evaluate, pipeline, report, stages
 from .config import Preset, load_config, load_preset, preset_names
 from .embedder import Embedder
 from .emoji_world import tasks
+from .plan import GPUS, plan, plan_table
 from .pretrain import pretrain
 from .reranker import Reranker
 
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   accelerate launch -m q3vl_mini run --preset full  several processes
   q3vl-mini eval runs/tiny/s3/model --reranker runs/tiny/reranker/model --rows 100
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
+  q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
 """
 
@@ -54,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", type=int, default=300, help="queries of each sub-dataset (default 300)")
     command.add_argument("--batch-size", type=int, default=32)
     command.add_argument("--out", type=Path, help="also write the records as JSON")
+
+    command = commands.add_parser("plan", help="memory and hours of a preset's stages on given GPUs; runs nothing")
+    command.add_argument("--preset", default="full", help=f"one of {names} (default full), or a file")
+    command.add_argument("--backbone", help="a Hub id, a shipped name or a folder, instead of the preset's")
+    command.add_argument("--gpu", default="H100", choices=list(GPUS))
+    command.add_argument("--gpus", type=int, default=1, help="how many (default 1)")
+    command.add_argument("--utilisation", type=float, default=0.35, help="share of the peak reached (default 0.35)")
+    command.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
 
     command = commands.add_parser("pretrain", help="make Q3VL-tiny, the backbone of the preset tiny")
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
@@ -95,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return evaluate_models(options)
     if options.command == "pretrain":
         return print(pretrain(options.folder))
+    if options.command == "plan":
+        preset = load_preset(options.preset)
+        preset = replace(preset, backbone=options.backbone or preset.backbone)
+        plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, options.checkpointing)
+        return print(plan_table(plans))
     preset = chosen_preset(options)
     folder = options.folder or Path("runs") / preset.name
     if options.command == "train":

@@ -8,11 +8,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
 from q3vl_mini import backbone
 from q3vl_mini.backbone import LORA_MODULES, add_lora, inner, load, model_card, resolve, save
 from q3vl_mini.compression import Quantizers
+from q3vl_mini.plan import meta_model, model_config
 
 CARD = {"role": "embedder", "template": "report", "stage": "s0", "seed": 3, "scores": {"image_ret": 0.5}}
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -106,37 +107,10 @@ def test_only_safetensors_are_read(small_checkpoint, tmp_path):
 
 # --- LoRA ---
 
-TRUE_SIZES = {
-    "2B": dict(
-        text=dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
-        vision=dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
-        tied=True,
-    ),
-    "8B": dict(
-        text=dict(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32),
-        vision=dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24]),
-        tied=False,
-    ),
-}
-
-
-def true_model(size):
-    """The true Qwen3-VL without its numbers."""
-    values = TRUE_SIZES[size]
-    width = values["text"]["hidden_size"]
-    config = Qwen3VLConfig(
-        text_config=dict(**values["text"], num_key_value_heads=8, head_dim=128, vocab_size=151936),
-        vision_config=dict(**values["vision"], num_heads=16, out_hidden_size=width),
-        tie_word_embeddings=values["tied"],
-    )
-    with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(config)
-
-
 @pytest.mark.parametrize("size, layers", [("2B", 28), ("8B", 36)])
 def test_lora_adapts_the_six_projections_of_the_true_models_and_nothing_else(size, layers):
-    with torch.device("meta"):
-        model = add_lora(true_model(size))
+    config = model_config(f"Qwen/Qwen3-VL-{size}-Instruct")
+    model = meta_model(config)
     adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     blocks = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn"}
     assert adapted == {
@@ -146,8 +120,8 @@ def test_lora_adapts_the_six_projections_of_the_true_models_and_nothing_else(siz
     }
     assert len(adapted) == layers * 6
 
-    width, wide = (TRUE_SIZES[size]["text"][k] for k in ("hidden_size", "intermediate_size"))
-    heads = TRUE_SIZES[size]["text"]["num_attention_heads"] * 128
+    width, wide = config.text_config.hidden_size, config.text_config.intermediate_size
+    heads = config.text_config.num_attention_heads * 128
     shapes = [(width, heads), *[(width, 8 * 128)] * 2, *[(width, wide)] * 2, (wide, width)]
     expected = layers * sum(32 * (n_in + n_out) for n_in, n_out in shapes)  # rank 32
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
