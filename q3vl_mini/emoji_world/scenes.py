@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..records import Clip
 from .augment import redraw
-from .sprites import sprite
+from .sprites import drawn, sprite
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -47,8 +47,9 @@ _INK = (40, 40, 48)
 class Placed:
     """A concept in a picture: style, centre (x, y) and size as fractions of the side, optional tint.
 
-    hand: 0 is the style's own drawing; another number is a seed by which it is redrawn (augment.redraw), so that
-    training shows more variety than three styles have.
+    hand: 0 is the style's own drawing; another number is a seed by which it is drawn otherwise, so that training shows
+    more variety than three styles have: an odd one by another house (restyle.py), an even one bent and recoloured
+    (augment.redraw).
     """
 
     key: str
@@ -62,14 +63,15 @@ class Placed:
 
 @lru_cache(maxsize=4_096)
 def _drawing(key: str, style: str, pixels: int, tint: str | None, hand: int, turns: int) -> np.ndarray:
-    """A sprite, tinted, redrawn and turned by `turns` eighths of a circle; premultiplied uint8 (n, n, 4)."""
-    rgba = sprite(style, key, pixels)
+    """A drawing by `hand`, tinted and turned by `turns` eighths of a circle; premultiplied uint8 (n, n, 4)."""
+    other_house = hand % 2 == 1
+    rgba = drawn(style, key, pixels, hand) if other_house else sprite(style, key, pixels)
     if tint:
         grey = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         alpha = rgba[..., 3].astype(np.float32)
         shade = (0.3 * alpha + 0.7 * grey)[..., None] / 255
         rgba = np.concatenate([shade * np.array(COLOURS[tint], np.float32), alpha[..., None]], -1).astype(np.uint8)
-    if hand:
+    if hand and not other_house:
         rgba = _redrawn(rgba, hand, keep_colour=tint is not None)
     if turns % 8:
         rgba = np.asarray(Image.fromarray(rgba).rotate(-45 * turns, Image.Resampling.BILINEAR))
