@@ -214,8 +214,8 @@ class BinaryQuantizer(_Quantizer):
 class Quantizers(nn.ModuleDict):
     """An int8 and a binary quantizer for every dimension of `dims`; its state ships with the model.
 
-    One for each, because entries of a unit vector in d dimensions are about 1/sqrt(d): the step of one length clips
-    much shorter prefixes, and is coarse for longer ones.
+    One for each, because entries of a unit vector in d dimensions are about 1/sqrt(d): at few bits the step of one
+    length clips shorter prefixes, and it is coarse for longer ones.
 
     Taught in notebooks/06
     """

@@ -49,7 +49,7 @@ class LanguageConfig:
     round: int = 250  # steps on one set of freshly drawn dialogues
     systems: float = 0.5  # share of the dialogues with a system message
     judged: float = 0.0  # share of the dialogues that ask as the reranker asks, after the short ones
-    balance: float = 0.0  # a token of an answer of n tokens weighs n ** -balance
+    balance: float = 0.0  # a token of an answer of n weighs n ** -balance; 0.5 in InternVL 2.5 (arXiv 2412.05271)
     seed: int = 0
 
 
@@ -75,13 +75,6 @@ def collate(turns: list[Turn], processor) -> dict:
     for row, (q, a) in enumerate(zip(questions, answers, strict=True)):
         labels[row, len(q) : len(q) + len(a)] = torch.tensor(a)
     return {"inputs": inputs, "labels": labels}
-
-
-# After LanguageConfig(): half of the dialogues are pairs to be judged. By tokens, an answer of one word would hardly
-# count beside a caption, so they weigh as InternVL 2.5's do (arXiv 2412.05271).
-JUDGING = LanguageConfig(
-    short_steps=0, steps=400, lr_matrix=0.006, lr_other=9e-4, warmup=20, decay=0.7, judged=0.5, balance=0.5, seed=1
-)
 
 
 def answer_logits(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
@@ -166,12 +159,10 @@ def rate(step: int, c: LanguageConfig) -> float:
     return min(1.0, (step + 1) / c.warmup, (c.steps - step) / max(c.decay * c.steps, 1))
 
 
-def pretrain_language(
-    model, processor, folder: Path, config: LanguageConfig, log_every: int = 50, name: str = "language"
-):
-    """Train the model in place, resumable from `folder`; returns it. Curve: folder/{name}.jsonl."""
+def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
+    """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
     c, folder = config, Path(folder)
-    curve, kept = folder / f"{name}.jsonl", folder / f"{name}_state"
+    curve, kept = folder / "language.jsonl", folder / "language_state"
     folder.mkdir(parents=True, exist_ok=True)
     tower = {id(p) for p in model.model.visual.parameters()}
     named = {n: p for n, p in model.named_parameters()}
@@ -232,5 +223,5 @@ def pretrain_language(
                 save_checkpoint(kept, {"model": model.state_dict()}, optimizers, meta)
             with open(curve, "a") as log:
                 log.write(json.dumps(row) + "\n")
-            print(f"{name} {row}", flush=True)
+            print(f"language {row}", flush=True)
     return model
