@@ -9,9 +9,11 @@ TORCH_INDEX ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Every notebook must run; outputs are compared in cells tagged NBVAL_CHECK_OUTPUT.
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=900
 
 .DEFAULT_GOAL := help
-.PHONY: help env run pretrain artifacts test test-fast lint clean
+.PHONY: help env run pretrain artifacts lab notebooks test test-fast lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,8 +36,14 @@ pretrain: env ## pre-train the small backbone Q3VL-tiny again (hours)
 artifacts: env ## train and measure again all that is shipped: backbone, adapters, results, README's table (hours)
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/remake_artifacts.py
 
-test: env lint ## every check and every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+lab: env ## the course in JupyterLab
+	HF_HUB_OFFLINE=1 $(BIN)/jupyter lab notebooks
+
+notebooks: env ## execute the notebooks again, outputs and figures included
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_notebooks.py
+
+test: env lint ## every check, every test, every notebook
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests notebooks $(NBVAL)
 
 test-fast: env ## the tests that take seconds
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not notebook and not browser"
