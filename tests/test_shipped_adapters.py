@@ -24,6 +24,7 @@ def raw():
     return hit_at_10(Embedder("q3vl-tiny", template="released"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["s0", "s1", "s2", "s3"])
 def test_a_shipped_embedder_finds_scenes_that_the_backbone_does_not(raw, stage):
     assert hit_at_10(Embedder(ADAPTERS / stage)) > raw + 0.1

@@ -30,19 +30,23 @@ def test_it_loads_with_plain_transformers_and_is_small():
         assert processor.tokenizer.tokenize(word) == [word]
 
 
+@pytest.mark.slow
 def test_the_right_picture_makes_the_answer_likelier_than_another_one(backbone):
     losses = picture_matters(backbone.model, backbone.processor, n=200)
     assert losses["own_picture"] + 0.3 < losses["other_picture"], losses
 
 
+@pytest.mark.slow
 def test_it_names_single_things_also_in_styles_that_no_training_saw(scores):
     assert scores["names"] > {"validation": 0.4, "test": 0.2}[scores["split"]], scores
 
 
+@pytest.mark.slow
 def test_it_describes_scenes_of_things_that_no_training_picture_shows_together(scores):
     assert scores["things"] > {"validation": 0.3, "test": 0.2}[scores["split"]], scores
     assert scores["places"] > 0.8, scores
 
 
+@pytest.mark.slow
 def test_it_counts_and_sees_colours_in_scenes_it_never_saw_better_than_by_guessing(scores):
     assert scores["counts"] > 0.5 and scores["colours"] > 0.5, scores  # guessing gives a quarter, and a ninth

@@ -96,6 +96,7 @@ def test_the_rate_warms_up_holds_and_falls_to_zero():
     assert rate(850, c) == pytest.approx(0.5) and rate(999, c) == pytest.approx(1 / 300)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tower, tmp_path, monkeypatch):
     c = VisionConfig(steps=12, batch=8, warmup=2, scenes=0.3)
     whole = pretrain_vision(copy.deepcopy(tower), tmp_path / "whole", c, log_every=1)
