@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,17 +101,7 @@ def _tile(axis: plt.Axes, instance: Mapping[str, Any]) -> None:
     if picture is not None:
         axis.imshow(picture)
         if text:
-            axis.set_xlabel(_lines(text, 24), fontsize=6)
+            axis.set_xlabel("\n".join(textwrap.wrap(text, 24)[:6]), fontsize=6)
     else:
         axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.text(0.5, 0.5, _lines(text or "", 16), ha="center", va="center", fontsize=7)
-
-
-def _lines(text: str, width: int) -> str:
-    """A text broken into lines of about `width` letters, at most six."""
-    lines = [""]
-    for word in str(text).split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines[:6])
+        axis.text(0.5, 0.5, "\n".join(textwrap.wrap(text or "", 16)[:6]), ha="center", va="center", fontsize=7)

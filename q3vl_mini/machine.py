@@ -13,8 +13,7 @@ import torch
 def fast_cpu_dtype() -> torch.dtype:
     """bfloat16 if this CPU's matrix products are faster in it than in float32, else float32; measured once.
 
-    With AMX it is about three times as fast. A CPU without instructions for it computes it in software, and 50 to 90
-    times slower was measured: most laptops are such.
+    It is with AMX. A CPU without instructions for it, as in most laptops, computes it in software, many times slower.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):

@@ -18,9 +18,9 @@ from .backbone import add_lora, resolve
 from .config import Preset
 from .data import Batch
 from .embedder import Embedder
-from .media import MediaBudget
 from .reranker import Reranker
-from .stages import batch_stream, training_data
+from .stages import batch_stream, media_budget, training_data
+from .train import encode_documents, reranker_step
 
 GB = 1e9
 MARGIN = 1.1  # of memory: fragments, the library's workspaces, the batch itself
@@ -165,38 +165,37 @@ def stage_tokens(preset: Preset, stage: str, n_batches: int = 12, batch_size: in
     small, so words take somewhat more tokens than with Qwen's; visual tokens are exact.
     """
     config, data = preset.stages[stage], preset.data
-    budget = MediaBudget(
-        image_min_tokens=data.image_min_tokens,
-        image_max_tokens=data.image_max_tokens,
-        video_max_tokens=data.video_max_tokens,
-        fps=data.fps,
-        max_frames=data.max_frames,
-    )
     kind = Reranker if stage == "reranker" else Embedder
-    reader = kind("q3vl-tiny", template=preset.template, max_length=data.max_length, budget=budget, device="cpu")
+    reader = kind(
+        "q3vl-tiny", device="cpu", template=preset.template, max_length=data.max_length, budget=media_budget(data)
+    )
     small = replace(config, tasks={name: min(n, rows) for name, n in config.tasks.items()}, batch_size=batch_size)
     small = replace(small, n_negatives=0, n_random=config.n_negatives + config.n_random)
     stream = batch_stream(training_data(small, preset.seed), small, n_batches, preset.seed)(0)
     lengths, visual, queries = [], 0, 0
     for batch in stream:
         queries += len(batch.queries)
-        for rows_of, instruction in _forwards(reader, batch):
-            inputs = reader.collate(rows_of, instruction)
+        for inputs in _collated(reader, batch):
             lengths += inputs["attention_mask"].sum(1).tolist()
             visual += int((inputs["mm_token_type_ids"] > 0).sum())
     scale = config.batch_size / queries
     return Tokens(scale * sum(lengths), scale * visual, sum(lengths) / len(lengths), max(lengths))
 
 
-def _forwards(reader: Embedder | Reranker, batch: Batch) -> list[tuple[list[Any], str | None]]:
-    """What is embedded at once, with its instruction: pairs, or queries and documents."""
+def _collated(reader: Embedder | Reranker, batch: Batch) -> list[dict[str, Any]]:
+    """The inputs of a step's forwards: what its objective asks to be encoded, without encoding it."""
+    forwards = []
+
+    def encode(rows: Sequence[Any], instruction: str | None) -> torch.Tensor:
+        forwards.append(reader.collate(rows, instruction))
+        return torch.zeros(len(rows)) if isinstance(reader, Reranker) else torch.zeros(len(rows), 1)
+
     if isinstance(reader, Reranker):
-        sides = zip(batch.queries, batch.positives, batch.negatives, strict=True)
-        return [([(query, d) for query, p, n in sides for d in (p, *n)], batch.instruction)]
-    documents = dict(zip(batch.positive_ids, batch.positives, strict=True))
-    for ids, those in zip(batch.negative_ids, batch.negatives, strict=True):
-        documents |= dict(zip(ids, those, strict=True))
-    return [(batch.queries, batch.instruction), (list(documents.values()), None)]
+        reranker_step(encode, batch)
+    else:
+        encode(batch.queries, batch.instruction)
+        encode_documents(encode, batch)
+    return forwards
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def pretrain(
     """
     if fast_cpu_dtype() is not torch.bfloat16:
         warnings.warn(
-            "this CPU has no instructions for bfloat16: pre-training takes several times as long as "
+            "this CPU has no instructions for bfloat16: pre-training takes much longer than "
             "docs/pretraining.md says. The shipped q3vl-tiny needs none of it",
             stacklevel=2,
         )

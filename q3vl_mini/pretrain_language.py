@@ -162,7 +162,6 @@ def rate(step: int, c: LanguageConfig) -> float:
 def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
     """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
     c, folder = config, Path(folder)
-    curve, kept = folder / "language.jsonl", folder / "language_state"
     folder.mkdir(parents=True, exist_ok=True)
     tower = {id(p) for p in model.model.visual.parameters()}
     named = {n: p for n, p in model.named_parameters()}
@@ -185,12 +184,12 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
     ]
     bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])
     start, seconds = 0, 0.0
-    resumed = load_checkpoint(kept, optimizers)
+    resumed = load_checkpoint(folder / "language_state", optimizers)
     if resumed:
         modules, meta = resumed
         model.load_state_dict(modules["model"], strict=False)
         start, seconds = meta["step"], meta["seconds"]
-        keep_log_until(curve, start)
+        keep_log_until(folder / "language.jsonl", start)
     began, running, batches, of_round = time.monotonic() - seconds, None, [], None
     for step in range(start, c.steps):
         model.model.visual.requires_grad_(step >= c.frozen * c.steps)
@@ -220,8 +219,8 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
             if done % (5 * log_every) == 0 or done == c.steps:
                 row |= picture_matters(model, processor) | judges(model, processor)
                 meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
-                save_checkpoint(kept, {"model": model.state_dict()}, optimizers, meta)
-            with open(curve, "a") as log:
+                save_checkpoint(folder / "language_state", {"model": model.state_dict()}, optimizers, meta)
+            with open(folder / "language.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             print(f"language {row}", flush=True)
     return model

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import backbone, evaluate, merge, mining
 from .compression import Quantizers
-from .config import MiningConfig, Preset, StageConfig, load_config, save_config
+from .config import DataConfig, MiningConfig, Preset, StageConfig, load_config, save_config
 from .data import Teacher, load_quadruple, mixed_batches
 from .embedder import Embedder
 from .emoji_world import tasks
@@ -48,13 +48,7 @@ class Run:
         self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
         self.store = VisualStore(data.store_mb * 2**20)
-        self.budget = MediaBudget(
-            image_min_tokens=data.image_min_tokens,
-            image_max_tokens=data.image_max_tokens,
-            video_max_tokens=data.video_max_tokens,
-            fps=data.fps,
-            max_frames=data.max_frames,
-        )
+        self.budget = media_budget(data)
         # the models compute in the dtype that the preset names; what accelerate adds for float16 is loss scaling
         gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=not gpu, mixed_precision="fp16" if half and gpu else "no")
@@ -117,6 +111,17 @@ class Run:
 
     def finished(self, stage: str) -> bool:
         return (self.folder / stage / "metrics.json").is_file()
+
+
+def media_budget(data: DataConfig) -> MediaBudget:
+    """Sizes of visuals as a preset names them."""
+    return MediaBudget(
+        image_min_tokens=data.image_min_tokens,
+        image_max_tokens=data.image_max_tokens,
+        video_max_tokens=data.video_max_tokens,
+        fps=data.fps,
+        max_frames=data.max_frames,
+    )
 
 
 def sub_dataset(name: str, rows: int, seed: int) -> Quadruple:

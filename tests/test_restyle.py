@@ -48,9 +48,8 @@ def test_a_colour_becomes_the_same_colour_everywhere_in_a_drawing():
     for seed in range(30):
         fills = COLOUR.findall(re.sub(r"<defs>.*</defs>| stroke=\"[^\"]*\"", "", restyled(body, 10, seed)))
         assert len(set(fills)) <= 2
-    first, second = Palette(random.Random(0), 1.0), Palette(random.Random(1), 1.0)
+    first, second = Palette(random.Random(0)), Palette(random.Random(1))
     assert first("#ff0000") == first("#FF0000") != second("#ff0000")
-    assert Palette(random.Random(0), 0.0)("#123456") == "#123456"
 
 
 def test_gradients_become_one_of_their_colours_unless_they_fade():

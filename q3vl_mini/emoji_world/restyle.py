@@ -9,7 +9,7 @@ import colorsys
 import random
 import re
 
-FILL = re.compile(r'fill="(#[0-9a-fA-F]{3,8}|url\(#[^)]+\))"')
+FILL = re.compile(r'fill="(#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})|url\(#[^)]+\))"')
 COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
 SHAPE = re.compile(r"<(path|circle|ellipse|rect)\b([^<>]*?)(/?)>")
 GRADIENT = re.compile(r'<(linear|radial)Gradient\b[^>]*?id="([^"]+)"[^>]*?(?:/>|>(.*?)</\1Gradient>)', re.S)
@@ -34,20 +34,20 @@ def shaded(colour: str, by: float) -> str:
 class Palette:
     """A house's colours: each colour of a drawing becomes another, the same one everywhere in the drawing."""
 
-    def __init__(self, r: random.Random, strength: float):
-        self.r, self.strength, self.known = r, strength, {}
-        self.turn = r.gauss(0, 0.02) * strength  # of the hue, of all colours alike
-        self.vivid = r.uniform(-0.25, 0.25) * strength
-        self.light = r.uniform(-0.12, 0.12) * strength
-        self.levels = r.choice((0, 0, 3, 4, 5)) if strength else 0  # a house with few shades
+    def __init__(self, r: random.Random):
+        self.r, self.known = r, {}
+        self.turn = r.gauss(0, 0.02)  # of the hue, of all colours alike
+        self.vivid = r.uniform(-0.25, 0.25)
+        self.light = r.uniform(-0.12, 0.12)
+        self.levels = r.choice((0, 0, 3, 4, 5))  # a house with few shades
 
     def __call__(self, colour: str) -> str:
         colour = colour.lower()
         if colour not in self.known:
             hue, light, vivid = colorsys.rgb_to_hls(*rgb(colour))
-            hue += self.turn + self.r.gauss(0, 0.02) * self.strength
-            light += self.light + self.r.gauss(0, 0.05) * self.strength
-            vivid *= 1 + self.vivid + self.r.gauss(0, 0.1) * self.strength
+            hue += self.turn + self.r.gauss(0, 0.02)
+            light += self.light + self.r.gauss(0, 0.05)
+            vivid *= 1 + self.vivid + self.r.gauss(0, 0.1)
             if self.levels:
                 light = round(light * self.levels) / self.levels * 0.7 + light * 0.3
             light, vivid = min(max(light, 0.0), 1.0), min(max(vivid, 0.0), 1.0)
@@ -65,7 +65,7 @@ def flattened(body: str, r: random.Random) -> str:
     return FILL.sub(lambda m: f'fill="{flat.get(m[1][5:-1], m[1])}"' if m[1].startswith("url") else m[0], body)
 
 
-def restyled(body: str, box: float, seed: int, strength: float = 1.0) -> str:
+def restyled(body: str, box: float, seed: int) -> str:
     """An SVG body as by another house; the same for the same seed.
 
     box: the side of its view box, in its units. Shapes keep their places; their number falls by a few small ones.
@@ -73,11 +73,11 @@ def restyled(body: str, box: float, seed: int, strength: float = 1.0) -> str:
     r = random.Random(seed)
     if r.random() < 0.5:
         body = flattened(body, r)
-    palette = Palette(r, strength)
+    palette = Palette(r)
     body = COLOUR.sub(lambda m: palette(m[0]), body)
-    outlined, gradients = r.random() < 0.35 * strength, r.random() < 0.35 * strength
+    outlined, gradients = r.random() < 0.35, r.random() < 0.35
     ink, width = r.choice((None, "#33333a", "#000000", "#5a4632")), box * r.uniform(0.008, 0.03)
-    up, bend, omit = r.uniform(0.05, 0.35), 0.012 * strength * box, r.choice((0, 0, 0.06, 0.12)) * strength
+    up, bend, omit = r.uniform(0.05, 0.35), 0.012 * box, r.choice((0, 0, 0.06, 0.12))
     defs, number = [], 0
     inside = [m.span() for m in re.finditer(r"<(defs|clipPath|mask)\b.*?</\1>", body, re.S)]
 
@@ -102,7 +102,7 @@ def restyled(body: str, box: float, seed: int, strength: float = 1.0) -> str:
                     f'<stop offset="1" stop-color="{shaded(colour, -up)}"/></linearGradient>'
                 )
                 attributes = attributes.replace(fill[0], f'fill="url(#{name})"', 1)
-        if bend and "transform" not in attributes:
+        if "transform" not in attributes:
             x, y = r.gauss(0, bend), r.gauss(0, bend)
             attributes += f' transform="translate({x:.2f} {y:.2f})"'
         return f"<{kind}{attributes}{closed}>"
