@@ -91,12 +91,12 @@ def _background(width: int, height: int, colour: str, pattern: str) -> np.ndarra
     """A plain or patterned background, uint8 (height, width, 3)."""
     base = np.array(BACKGROUNDS[colour], np.float32)
     tone = base * 0.86 if base.mean() > 80 else base + 50  # the pattern's second colour
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = np.mgrid[:height, :width].astype(np.float32) * (4 / width)  # a pattern repeats four times a side
     weight = {
         "plain": lambda: np.zeros((height, width), np.float32),
-        "graded": lambda: y / height,
-        "striped": lambda: ((x + y) % 16 < 5).astype(np.float32),
-        "dotted": lambda: (((x % 16) - 8) ** 2 + ((y % 16) - 8) ** 2 < 9).astype(np.float32),
+        "graded": lambda: y / y.max(),
+        "striped": lambda: ((x + y) % 1 < 0.3).astype(np.float32),
+        "dotted": lambda: ((x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 < 0.035).astype(np.float32),
     }[pattern]()[..., None]
     out = (base * (1 - weight) + tone * weight).astype(np.uint8)
     out.setflags(write=False)

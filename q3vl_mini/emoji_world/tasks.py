@@ -117,10 +117,13 @@ class World:
     def ground(self) -> dict[str, str]:
         return {"background": pick(self.rng, tuple(BACKGROUNDS)), "pattern": pick(self.rng, PATTERNS)}
 
-    def clutter(self) -> tuple[Placed, ...]:
+    def clutter(self, beside: Sequence[str]) -> tuple[Placed, ...]:
+        """Mostly nothing, or a concept that may be seen together with those `beside` it."""
         if self.rng.random() < 0.7:
             return ()
         k = self.key()
+        while self.split == "train" and not all(self.belongs(k, other) for other in beside):
+            k = self.key()
         x, y = self.rng.uniform(0.2, 0.8, 2).round(2).tolist()
         return (Placed(k, self.style(k), x, y, 0.3),)
 
@@ -156,7 +159,7 @@ class World:
             size = SMALL if sizes and self.rng.random() < 0.5 else BIG
             objects.append(self.placed(k, x, y, size, tint if same else self.tint(k, tinted)))
         objects.sort(key=lambda o: (o.y, o.x))
-        return Scene(tuple(objects), **self.ground(), pixels=128, clutter=self.clutter())
+        return Scene(tuple(objects), **self.ground(), pixels=128, clutter=self.clutter(keys))
 
     def film(self, events: Sequence[tuple[str, str]], seconds: float = 4.0, tinted: float = 0.2) -> Film:
         """A clip of 96 x 96 pixels (9 visual tokens a pair of frames); events (concept, motion) follow each other."""
