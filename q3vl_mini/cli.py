@@ -1,28 +1,37 @@
-"""The command line: arguments, and nothing else. Every command is one function of the package."""
+"""The command line: arguments, and nothing else. Every command is one function of commands.py."""
 
 import argparse
 import json
+import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from . import __version__, data, evaluate, pipeline, report, stages
-from .config import Preset, load_config, load_preset, preset_names
-from .embedder import Embedder
+from . import __version__, commands, data
+from .config import PRECISIONS, preset_names
 from .emoji_world import tasks
-from .plan import GPUS, plan, plan_table
-from .pretrain import pretrain
-from .reranker import Reranker
+from .plan import GPUS
+from .stages import RECIPES
 
 EXAMPLES = """examples:
   q3vl-mini run --preset tiny                       all stages on two CPU cores, and the stage table
   q3vl-mini run --config runs/tiny/config.json --folder runs/again
-  q3vl-mini train s1 --preset tiny                  one stage, from what earlier ones wrote
+  q3vl-mini train s1 --set stages.s1.steps=20       one stage, from what earlier ones wrote
   accelerate launch -m q3vl_mini run --preset full  several processes
-  q3vl-mini eval runs/tiny/s3/model --reranker runs/tiny/reranker/model --rows 100
+  q3vl-mini eval s3 --reranker reranker --rows 100  MMEB-mini of saved models
+  q3vl-mini mine text_to_image --model s0 --out mined
+  q3vl-mini merge s1 s2 --method slerp --out merged
+  q3vl-mini embed photos/ --model s3 --out vectors
+  q3vl-mini rerank photos/ "a red cat" --model reranker
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
   q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
+  q3vl-mini doctor                                  what this machine can run, and what is missing
+
+A model is a folder, a shipped name (q3vl-tiny, which is the raw backbone; s0, s1, s2, s3, reranker) or a Hub id.
+Every command but data takes --json, which prints its result for a program, and --debug, which shows where an error
+arose.
+Exit status: 0 done; 1 failed, the reason on standard error; 2 wrong arguments; 130 interrupted.
 """
 
 
@@ -31,8 +40,14 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("q3vl-mini", description=__doc__, epilog=EXAMPLES, formatter_class=form)
     top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(dest="command", required=True)
+    verbs = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--debug", action="store_true", help="show where an error arose")
+    common.add_argument("--quiet", action="store_true", help="no progress bars")
+    batches = argparse.ArgumentParser(add_help=False)
+    batches.add_argument("--batch-size", type=int, default=32, help="items at once (default 32)")
     config = argparse.ArgumentParser(add_help=False)
     source = config.add_mutually_exclusive_group()
     names = ", ".join(preset_names())
@@ -41,23 +56,80 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--backbone", help="a folder, a shipped name or a Hub id, instead of the preset's")
     config.add_argument("--folder", type=Path, help="where the run writes (default runs/PRESET)")
     config.add_argument("--seed", type=int, help="instead of the preset's")
-    config.add_argument("--quiet", action="store_true", help="no progress bars")
+    config.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value, e.g. stages.s0.steps=9")
+    config.add_argument("--tracker", default="auto", help="tensorboard, wandb, ... or none (default: TensorBoard)")
+    table = argparse.ArgumentParser(add_help=False)
+    table.add_argument("items", type=Path, help="a .jsonl, .csv or .parquet table, or a folder of files")
+    query = argparse.ArgumentParser(add_help=False)
+    query.add_argument("text", nargs="?", help="the query, or its text beside a picture")
+    query.add_argument("--image", help="a picture file")
+    query.add_argument("--video", help="a video file")
+    query.add_argument("--instruction", help="what is wanted, for queries (default: the model's)")
+    query.add_argument("-k", type=int, default=10, help="results (default 10)")
 
-    command = commands.add_parser("run", parents=[config], help="all stages, s0 to s3, and the stage table")
+    def verb(name: str, function, help: str, *parents, example: str = "") -> argparse.ArgumentParser:
+        epilog = f"example: q3vl-mini {name} {example}" if example else None
+        made = verbs.add_parser(name, parents=[common, *parents], help=help, description=help, epilog=epilog)
+        made.set_defaults(function=function)
+        return made
+
+    command = verb("run", commands.run, "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
-    command = commands.add_parser("train", parents=[config], help="one stage")
-    command.add_argument("stage", choices=list(stages.RECIPES))
+    command = verb("train", commands.train, "one stage, from what earlier ones wrote", config, example="s0")
+    command.add_argument("stage", choices=list(RECIPES))
 
-    command = commands.add_parser("eval", help="MMEB-mini of saved models")
+    command = verb(
+        "mine", commands.mine, "refine positives and mine hard negatives (3.3)", batches,
+        example="text_to_image --model s0 --out mined",
+    )  # fmt: skip
+    command.add_argument("data", help="an Emoji World task, or the folder of a saved quadruple")
+    command.add_argument("--model", required=True, help="the embedder that mines")
+    command.add_argument("--out", type=Path, required=True, help="folder for the mined quadruple and mining.json")
+    command.add_argument("--rows", type=int, default=1000, help="queries (default 1000)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--k", type=int, default=100, help="candidates a query (default 100)")
+    command.add_argument("--t-plus", type=float, default=0.1, help="least score of a positive (default 0.1)")
+    command.add_argument("--delta-minus", type=float, default=0.05, help="margin of a negative (default 0.05)")
+    command.add_argument("--n-negatives", type=int, default=8, help="negatives kept a query (default 8)")
+
+    command = verb(
+        "merge", commands.merge_models, "adapters of one base as one adapter", example="s1 s2 --method slerp --out m"
+    )
+    command.add_argument("models", nargs="+", help="adapters: folders, shipped names or Hub ids")
+    command.add_argument("--method", default="slerp", choices=("linear", "slerp", "ties"))
+    command.add_argument("--weights", type=float, nargs="+", help="one a model (default: equal)")
+    command.add_argument("--scale", type=float, default=1.0, help="lambda, of the merged vector (default 1)")
+    command.add_argument("--density", type=float, default=0.2, help="share that TIES keeps (default 0.2)")
+    command.add_argument("--rank", type=int, help="of the merged adapter (default: the lowest that is exact)")
+    command.add_argument("--out", type=Path, required=True)
+
+    command = verb("eval", commands.evaluate_models, "MMEB-mini of saved models", batches, example="s3 --rows 100")
     command.add_argument("models", nargs="+", help="embedders: folders, shipped names or Hub ids")
     command.add_argument("--reranker", help="re-orders the last embedder's candidates")
     command.add_argument("--top-k", type=int, default=100, help="candidates that it re-orders (default 100)")
     command.add_argument("--split", default="test", choices=tasks.SPLITS)
     command.add_argument("--rows", type=int, default=300, help="queries of each sub-dataset (default 300)")
-    command.add_argument("--batch-size", type=int, default=32)
     command.add_argument("--out", type=Path, help="also write the records as JSON")
 
-    command = commands.add_parser("plan", help="memory and hours of a preset's stages on given GPUs; runs nothing")
+    command = verb(
+        "embed", commands.embed, "embeddings of a table or a folder, in shards; goes on where it was cut short",
+        table, batches, example="photos/ --model s3 --out vectors",
+    )  # fmt: skip
+    command.add_argument("--model", required=True)
+    command.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    command.add_argument("--instruction", help="for items without their own (default: the model's)")
+    command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
+    command.add_argument("--precision", default="float32", choices=("float32", *PRECISIONS))
+    command.add_argument("--shard-size", type=int, default=4096, help="items a shard (default 4096)")
+    command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
+
+    command = verb(
+        "rerank", commands.rerank, "order the items of a table or folder by relevance to a query",
+        table, query, batches, example='photos/ "a red cat" --model reranker',
+    )  # fmt: skip
+    command.add_argument("--model", required=True)
+
+    command = verb("plan", commands.plan_stages, "memory and hours of a preset's stages on given GPUs; runs nothing")
     command.add_argument("--preset", default="full", help=f"one of {names} (default full), or a file")
     command.add_argument("--backbone", help="a Hub id, a shipped name or a folder, instead of the preset's")
     command.add_argument("--gpu", default="H100", choices=list(GPUS))
@@ -65,59 +137,38 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--utilisation", type=float, default=0.35, help="share of the peak reached (default 0.35)")
     command.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
 
-    command = commands.add_parser("pretrain", help="make Q3VL-tiny, the backbone of the preset tiny")
+    command = verb("pretrain", commands.pretrain_backbone, "make Q3VL-tiny, the backbone of the preset tiny")
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
-    commands.add_parser("data", add_help=False, help="a contact sheet of a task; `q3vl-mini data --help`")
+    verb("doctor", commands.examine, "what this machine can run, and what is missing")
+    verbs.add_parser("data", add_help=False, help="a contact sheet of a task; `q3vl-mini data --help`")
     return top
 
 
-def chosen_preset(options: argparse.Namespace) -> Preset:
-    """The preset or saved configuration that the options name, with what they change."""
-    preset = load_config(options.config) if options.config else load_preset(options.preset)
-    changes = {"backbone": options.backbone, "seed": options.seed}
-    return replace(preset, **{name: value for name, value in changes.items() if value is not None})
-
-
-def evaluate_models(options: argparse.Namespace) -> None:
-    """Print the stage table of saved models."""
-    benchmark = tasks.benchmark(options.split, options.rows)
-    results = {}
-    for path in options.models:
-        embedder = Embedder(path)
-        results[path] = evaluate.evaluate_embedder(embedder, benchmark, options.batch_size, progress=True)
-    if options.reranker:
-        results[f"{path} + reranker"] = evaluate.evaluate_reranker(
-            Reranker(options.reranker), embedder, benchmark, top_k=options.top_k, batch_size=options.batch_size
-        )
-    print(report.stage_table(results, intervals=True))
-    if options.out:
-        options.out.write_text(json.dumps(report.result_records(results), indent=1) + "\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `q3vl-mini`; `python -m q3vl_mini` is the same."""
-    options, rest = parser().parse_known_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `q3vl-mini`; `python -m q3vl_mini` is the same. Returns the exit status."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
     if options.command == "data":
-        return data.main(rest)
+        data.main(rest)
+        return 0
     if rest:
-        parser().error(f"unknown arguments {rest}")
-    if options.command == "eval":
-        return evaluate_models(options)
-    if options.command == "pretrain":
-        return print(pretrain(options.folder))
-    if options.command == "plan":
-        preset = load_preset(options.preset)
-        preset = replace(preset, backbone=options.backbone or preset.backbone)
-        plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, options.checkpointing)
-        return print(plan_table(plans))
-    preset = chosen_preset(options)
-    folder = options.folder or Path("runs") / preset.name
-    if options.command == "train":
-        stages.run_stage(stages.Run(preset, folder, not options.quiet), options.stage)
-    else:
-        results = options.results or Path("results") / f"{folder.resolve().name}.json"
-        pipeline.run(preset, folder, results=results, progress=not options.quiet)
+        top.error(f"unknown arguments {rest}")
+    try:
+        outcome = options.function(options)
+    except KeyboardInterrupt:
+        print("q3vl-mini: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"q3vl-mini {options.command}: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(outcome.result, default=str))
+    elif outcome.text:
+        print(outcome.text)
+    return outcome.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

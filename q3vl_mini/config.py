@@ -6,7 +6,7 @@ A preset is data. Nothing in the code asks which preset it runs; it reads the nu
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -192,6 +192,30 @@ def save_config(preset: Preset, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(preset), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def override(preset: Preset, changes: Sequence[str]) -> Preset:
+    """The preset with single values changed: "stages.s0.steps=100", "dims=[0, 64]"; a value as TOML writes it.
+
+    Raises ValueError naming the change: no such key, or a value that does not fit.
+    """
+    content = asdict(preset)
+    for change in changes:
+        key, _, text = change.partition("=")
+        *path, last = key.strip().split(".")
+        table = content
+        for name in path:
+            table = table.get(name) if isinstance(table, Mapping) else None
+        if not isinstance(table, dict) or last not in table:
+            raise ValueError(f"{change!r}: the preset {preset.name!r} has no {key.strip()!r}; try stages.s0.steps=9")
+        try:
+            table[last] = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            table[last] = text.strip()  # a word without quotes
+    try:
+        return _read(Preset, json.loads(json.dumps(content)), "")
+    except ValueError as error:
+        raise ValueError(f"{', '.join(changes)}: {error}") from error
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

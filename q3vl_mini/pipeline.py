@@ -30,13 +30,14 @@ def run(
     seed: int | None = None,
     results: str | Path | None = None,
     progress: bool = True,
+    tracker: str = "auto",
 ) -> Path:
     """All stages, then the stage table: printed, as `results` (JSON; default folder/results.json) and as a figure.
 
     Goes on where an interrupted run of the same configuration stopped. Returns the path of the results.
     """
     preset = preset if seed is None else replace(preset, seed=seed)
-    r = Run(preset, folder, progress)
+    r = Run(preset, folder, progress, tracker)
     results = Path(results or r.folder / "results.json")
     stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
     last = json.loads(results.read_text())["meta"]["stage_wall_s"] if results.is_file() else {}
@@ -48,15 +49,15 @@ def run(
             left = minutes_left(walls, last)
             told = f"; about {left:.0f} minutes left" if left else ""
             print(f"{stage}: {walls[stage]:.0f} s, validation {before} -> {after}{told}", flush=True)
+    began = time.monotonic()
+    records, unseen = evaluate_all(r)
     if r.is_main:
-        began = time.monotonic()
-        records, unseen = evaluate_all(r)
         walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
         print(f"\n{report.stage_table(records)}\n")
         report.write_results(results, run_meta(r, walls), records, unseen)
         report.plot_stage_table(records, results.with_suffix(".png"))
         print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
-    r.accelerator.wait_for_everyone()
+    r.accelerator.end_training()
     return results
 
 
@@ -69,11 +70,15 @@ def minutes_left(walls: Mapping[str, float], last: Mapping[str, float]) -> float
 
 
 def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/."""
-    data, folder = run.preset.data, run.folder / "evaluation"
+    """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/.
+
+    Several processes take the models in turn.
+    """
+    data, folder, names = run.preset.data, run.folder / "evaluation", (*EMBEDDERS, "s3+reranker")
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
     records, unseen = {}, {}
     benchmark = styles = None  # drawn once, and only if something is left to evaluate
-    for name in (*EMBEDDERS, "s3+reranker"):
+    for name in names[::-1][rank::world]:  # the reranker takes longest
         file = folder / f"{name}.json"
         if not file.is_file():
             began = time.monotonic()
@@ -98,7 +103,9 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             content = {"columns": report.result_records({name: columns})[name], "unseen_styles": single}
             content["wall_s"] = round(time.monotonic() - began, 1)
             report.write_json(file, content)
-        content = json.loads(file.read_text())
+    run.accelerator.wait_for_everyone()
+    for name in names:
+        content = json.loads((folder / f"{name}.json").read_text())
         records[name] = content["columns"]
         unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
     return records, unseen

@@ -4,11 +4,13 @@ Each stage reads only what earlier stages wrote, and writes a folder: model/ (Hu
 mined.json where it mined, and metrics.json last: a stage that has it is finished and is not run again.
 """
 
+import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tqdm.auto import tqdm
 
@@ -36,22 +39,35 @@ from .reranker import Reranker
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
+WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
 
 
 class Run:
     """A preset at work in a folder: what all stages share, and where each one's things lie.
 
-    The vision tower is frozen, so one VisualStore serves every stage and both models.
+    The vision tower is frozen, so one VisualStore serves every stage and both models. Several processes share the
+    folder, so it must be one that all of them see.
+
+    tracker: what draws the curves besides log.jsonl: "tensorboard" or another that accelerate knows, "none", or "auto"
+    for TensorBoard where it is installed.
     """
 
-    def __init__(self, preset: Preset, folder: str | Path, progress: bool = True):
+    def __init__(self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto"):
         self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
         self.store = VisualStore(data.store_mb * 2**20)
         self.budget = media_budget(data)
         # the models compute in the dtype that the preset names; what accelerate adds for float16 is loss scaling
         gpu = torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=not gpu, mixed_precision="fp16" if half and gpu else "no")
+        if tracker == "auto":
+            tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        self.accelerator = Accelerator(
+            cpu=not gpu,
+            mixed_precision="fp16" if half and gpu else "no",
+            log_with=None if tracker == "none" else tracker,
+            project_dir=self.folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        )
         self.is_main = self.accelerator.is_main_process
         file = self.folder / "config.json"
         if file.is_file() and load_config(file) != preset:
@@ -61,6 +77,8 @@ class Run:
             )
         if self.is_main:
             save_config(preset, file)
+        if tracker != "none":
+            self.accelerator.init_trackers("curves")
         self.accelerator.wait_for_everyone()
 
     def model(self, stage: str, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
@@ -102,6 +120,22 @@ class Run:
             quantizers = model.quantizers or Quantizers(dims).to(self.accelerator.device)
         options = {"dims": dims, "dim_weights": self.preset.dim_weights, "quantizers": quantizers}
         return options | {"quantizer_weights": dict(self.preset.quantizers)}, quantizers
+
+    def divided(self, file: Path, work: Sequence, make: Callable[[Sequence], dict[str, Any]]) -> dict[str, Any]:
+        """make(share) of each process's share of `work`, joined: in every process the same JSON-like dict.
+
+        They meet in files beside `file`.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        parts = [file.with_name(f"{file.stem}-{i}-of-{world}.json") for i in range(world)]
+        write_json(parts[rank], make(work[rank::world]))
+        self.accelerator.wait_for_everyone()
+        joined: dict[str, Any] = {}
+        for part in parts:
+            joined |= json.loads(part.read_text())
+        self.accelerator.wait_for_everyone()
+        parts[rank].unlink()
+        return joined
 
     def metrics(self, stage: str) -> dict[str, Any]:
         file = self.folder / stage / "metrics.json"
@@ -151,16 +185,20 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
         return quadruples
     known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)
     todo = [q for q in quadruples if q.name not in known and loss_of(q.task, config) is info_nce]
-    if todo and run.is_main:
+    if todo:
         miner = run.model(config.mining.miner)
-        vectors = evaluate.encoded(miner, todo, batch_size=run.preset.data.batch_size, progress=run.progress)
-        for quadruple, queries, corpus in vectors:
-            known[quadruple.name] = _mine(quadruple, queries, corpus, config.mining)
+
+        def mined(share: Sequence[Quadruple]) -> dict[str, Any]:
+            vectors = evaluate.encoded(
+                miner, share, batch_size=run.preset.data.batch_size, progress=run.progress and run.is_main
+            )
+            return {q.name: _mine(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
+
+        known |= run.divided(file, sorted(todo, key=len, reverse=True), mined)
     if run.is_main:
         kept = {q.name: known[q.name] for q in quadruples if q.name in known}
         write_json(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
     run.accelerator.wait_for_everyone()
-    known = json.loads(file.read_text())["labels"]
     return [_with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
 
 
@@ -186,7 +224,9 @@ def _mined_elsewhere(run: Run, stage: str) -> dict[str, Any]:
     return known
 
 
-def teacher_logits(reranker: Any, quadruples: list[Quadruple], n_negatives: int, batch_size: int) -> dict[str, Teacher]:
+def teacher_logits(
+    reranker: Any, quadruples: Sequence[Quadruple], n_negatives: int, batch_size: int
+) -> dict[str, Teacher]:
     """The reranker's margins of each query's first positive and first n_negatives, by name, row and document."""
     out: dict[str, Teacher] = {}
     for quadruple in tqdm(quadruples, desc="teacher", leave=False):
@@ -226,10 +266,16 @@ def distil(run: Run, stage: str = "s2") -> None:
     """s2: s1 taught by the reranker's logits over one positive and k negatives, computed once and kept."""
     config, file = run.preset.stages[stage], run.folder / stage / "teacher.json"
     quadruples = mined_data(run, stage)
-    if run.is_main and not file.is_file():
-        teacher = run.model("reranker", Reranker)
-        logits = teacher_logits(teacher, quadruples, config.n_negatives, run.preset.data.batch_size)
-        write_json(file, logits)
+    if not file.is_file():
+        ask = partial(
+            teacher_logits,
+            run.model("reranker", Reranker),
+            n_negatives=config.n_negatives,
+            batch_size=run.preset.data.batch_size,
+        )
+        logits = run.divided(file, quadruples, ask)
+        if run.is_main:
+            write_json(file, logits)
     run.accelerator.wait_for_everyone()
     stored = json.loads(file.read_text())
     teacher = {
@@ -278,14 +324,17 @@ def merge_models(run: Run, stage: str = "s3") -> None:
     if run.is_main:
         (run.folder / stage).mkdir(parents=True, exist_ok=True)
         (run.folder / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    steps = _mean_quantizers(*quantizers) if None not in quantizers else None
+    steps = mean_quantizers(quantizers) if None not in quantizers else None
     _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
 
 
-def _mean_quantizers(one: Quantizers, other: Quantizers) -> Quantizers:
-    mean = Quantizers([int(d) for d in one["int8"]])
-    states = one.state_dict(), other.state_dict()
-    mean.load_state_dict({k: (v + states[1][k]) / 2 if v.is_floating_point() else v for k, v in states[0].items()})
+def mean_quantizers(quantizers: Sequence[Quantizers]) -> Quantizers:
+    """Learned steps that are the means of those of several models."""
+    mean = Quantizers([int(d) for d in quantizers[0]["int8"]])
+    states = [q.state_dict() for q in quantizers]
+    mean.load_state_dict(
+        {k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()}
+    )
     return mean.eval()
 
 

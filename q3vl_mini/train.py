@@ -362,6 +362,7 @@ def fit(
             history.append(row)
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", data=names[-1])
+            accelerator.log({f"{folder.name}/{key}": row[key] for key in ("loss", "lr", "grad_norm")}, step=done)
             if log:
                 log.write(json.dumps(row) + "\n")
                 if done % config.log_every == 0:

@@ -165,6 +165,14 @@ def test_every_command_line_that_is_named_is_one():
     assert {"run", "pretrain"} <= named <= set(commands.choices)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_the_launch_files(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    assert config.num_processes >= 2 and config.mixed_precision == "no"
+
+
 def anchors(markdown: str) -> set[str]:
     """GitHub's anchors of the headings."""
     titles = re.findall(r"^#+ +(.+?) *$", re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S), flags=re.M)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from two_processes import run_in_two_processes
 
 from q3vl_mini import cli, pipeline, stages
 from q3vl_mini.config import (
@@ -136,6 +137,27 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     assert json.loads(results.read_text())["models"] == written["models"]
 
 
+def worker(rank, checkpoint, folder):
+    info = {name: tasks.TaskInfo(column, "Find it.", None) for name, column in FAKE.items()}
+    tasks.TASKS, tasks.build = info, fake_quadruple
+    tasks.benchmark = lambda split, n, seed: [fake_quadruple(k, split, 10, seed) for k in FAKE]
+    tasks.unseen_styles = lambda seed: [replace(fake_quadruple("find", "test", 12, 1), name="unseen/1")]
+    pipeline.run(small_preset(checkpoint), folder, progress=False, tracker="none")
+
+
+@pytest.mark.slow
+def test_two_processes_run_all_stages_and_mine_what_one_mines(small_checkpoint, fake_world, tmp_path):
+    run_in_two_processes(worker, str(small_checkpoint), str(tmp_path / "two"))
+    alone = stages.Run(small_preset(small_checkpoint), tmp_path / "one", progress=False, tracker="none")
+    for stage in ("bootstrap", "s0"):
+        stages.run_stage(alone, stage)
+    mined = [json.loads((tmp_path / part / "s0" / "mined.json").read_text())["labels"] for part in ("one", "two")]
+    assert mined[0] == mined[1] and set(mined[0]) == {"find", "look"}
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert list(results["models"]) == ["raw", "s0", "s1", "s2", "s3", "s3+reranker"]
+    assert not list((tmp_path / "two").glob("*/*-of-2.json"))  # what they handed each other is gone
+
+
 def test_what_is_left_is_what_the_last_run_needed_at_this_runs_pace():
     last = {"s0": 100.0, "s1": 200.0, "evaluation": 400.0}
     assert pipeline.minutes_left({"s0": 150.0}, last) == pytest.approx(1.5 * 600 / 60)
@@ -183,7 +205,8 @@ def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     assert "similarity" not in preset.stages["s0"].tasks  # graded pairs are no positives for InfoNCE
     mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
     assert reranker.start == "raw"  # the report trains it from the backbone, not from s0
-    assert reranker.mining == mining and reranker.tasks.items() <= preset.stages["s1"].tasks.items()
+    assert reranker.mining in (None, mining) and set(reranker.tasks) <= set(preset.stages["s1"].tasks)
+    assert reranker.n_random if reranker.mining is None else reranker.n_negatives
     save_config(preset, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == preset
 

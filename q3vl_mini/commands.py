@@ -1,0 +1,178 @@
+"""What each command does: options in, a text for a person and a result for a program out."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from . import backbone, evaluate, merge, mining, pipeline, report, stages
+from .config import Preset, load_config, load_preset, override
+from .data import save_quadruple
+from .doctor import doctor, doctor_table
+from .embedder import Embedder
+from .emoji_world import tasks
+from .items import embed_to_folder, read_items
+from .plan import GPUS, plan, plan_table
+from .pretrain import pretrain
+from .reranker import Reranker
+
+Options = argparse.Namespace
+
+
+class Outcome(NamedTuple):
+    """What a command has to say: `text` on a terminal, `result` with --json; `code` is the exit status."""
+
+    text: str
+    result: Any
+    code: int = 0
+
+
+def chosen_preset(options: Options) -> Preset:
+    """The preset or saved configuration that the options name, with what they change."""
+    preset = load_config(options.config) if options.config else load_preset(options.preset)
+    changes = {"backbone": options.backbone, "seed": options.seed}
+    preset = replace(preset, **{name: value for name, value in changes.items() if value is not None})
+    return override(preset, options.set or [])
+
+
+def _run(options: Options) -> tuple[Preset, Path]:
+    preset = chosen_preset(options)
+    return preset, options.folder or Path("runs") / preset.name
+
+
+def run(options: Options) -> Outcome:
+    preset, folder = _run(options)
+    results = options.results or Path("results") / f"{folder.resolve().name}.json"
+    pipeline.run(preset, folder, results=results, progress=not options.quiet, tracker=options.tracker)
+    return Outcome("", {"folder": str(folder), "results": str(results)})
+
+
+def train(options: Options) -> Outcome:
+    preset, folder = _run(options)
+    metrics = stages.run_stage(stages.Run(preset, folder, not options.quiet, options.tracker), options.stage)
+    before, after = metrics["validation"]["before"], metrics["validation"]["after"]
+    return Outcome(f"{options.stage}: validation {before} -> {after}; {folder / options.stage / 'model'}", metrics)
+
+
+def pretrain_backbone(options: Options) -> Outcome:
+    folder = pretrain(options.folder)
+    return Outcome(f"{folder}", {"folder": str(folder)})
+
+
+def evaluate_models(options: Options) -> Outcome:
+    benchmark = tasks.benchmark(options.split, options.rows)
+    results, embedder = {}, None
+    for path in options.models:
+        embedder = Embedder(path)
+        results[path] = evaluate.evaluate_embedder(embedder, benchmark, options.batch_size, not options.quiet)
+    if options.reranker:
+        results[f"{path} + reranker"] = evaluate.evaluate_reranker(
+            Reranker(options.reranker), embedder, benchmark, top_k=options.top_k, batch_size=options.batch_size
+        )
+    records = report.result_records(results)
+    if options.out:
+        report.write_json(options.out, records, indent=1)
+    return Outcome(report.stage_table(results, intervals=True), records)
+
+
+def mine(options: Options) -> Outcome:
+    quadruple = stages.sub_dataset(options.data, options.rows, options.seed)
+    [(_, queries, corpus)] = evaluate.encoded(
+        Embedder(options.model), [quadruple], batch_size=options.batch_size, progress=not options.quiet
+    )
+    setting = {name: getattr(options, name) for name in ("k", "t_plus", "delta_minus", "n_negatives")}
+    mined = mining.mine(quadruple, queries, corpus, **setting)
+    save_quadruple(mined.to_quadruple(), options.out)
+    histograms = {name: counts.tolist() for name, counts in mined.histograms().items()}
+    result = setting | mined.report | {"histograms": histograms}
+    report.write_json(Path(options.out) / "mining.json", result)
+    return Outcome(f"{mined}\n{options.out}", result)
+
+
+def merge_models(options: Options) -> Outcome:
+    """Adapters of one base as one adapter. Self Positioning needs a probe set and is the stage s3 of a run."""
+    loaded = [backbone.load(path) for path in options.models]
+    bases = []
+    for path, part in zip(options.models, loaded, strict=True):
+        if not isinstance(part.model, PeftModel):
+            raise ValueError(f"{path} is no adapter; merge adapters of one base")
+        bases.append(part.model.peft_config["default"].base_model_name_or_path)
+    if len(set(bases)) > 1:
+        raise ValueError(f"the adapters have different bases {bases}; merge adapters of one base")
+    configs = [part.model.peft_config["default"] for part in loaded]
+    vectors = [
+        merge.task_vector(get_peft_model_state_dict(part.model), config.lora_alpha / config.r)
+        for part, config in zip(loaded, configs, strict=True)
+    ]
+    weights = options.weights or [1.0] * len(vectors)
+    if options.method == "linear":
+        delta = merge.linear(vectors, [w / sum(weights) for w in weights])
+    elif options.method == "slerp":
+        delta = merge.iterated_slerp(vectors, weights)
+    else:
+        delta = merge.ties(vectors, options.density, weights)
+    adapter = merge.to_adapter(merge.linear([delta], [options.scale]), options.rank)
+    base = backbone.add_lora(loaded[0].model.unload(), adapter.rank, adapter.rank)
+    set_peft_model_state_dict(base, adapter.state)
+    made = {"method": options.method, "weights": weights, "scale": options.scale, "of": list(options.models)}
+    card = {name: loaded[0].card[name] for name in ("role", "template") if name in loaded[0].card} | {"merge": made}
+    quantizers = [part.quantizers for part in loaded]
+    mean = stages.mean_quantizers(quantizers) if None not in quantizers else None
+    backbone.save(options.out, base, loaded[0].processor, card, mean)
+    result = {"folder": str(options.out), "rank": adapter.rank, "error": adapter.error}
+    return Outcome(f"{options.out}: rank {adapter.rank}, relative error {adapter.error:.2g}", result)
+
+
+def _plain(options: Options, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def embed(options: Options) -> Outcome:
+    state = PartialState()
+    skipped = embed_to_folder(
+        Embedder(options.model),
+        options.items,
+        options.out,
+        shard_size=options.shard_size,
+        rank=state.process_index,
+        world=state.num_processes,
+        limit=options.limit,
+        progress=not options.quiet,
+        batch_size=options.batch_size,
+        **_plain(options, "instruction", "dim", "precision"),
+    )
+    result = {"folder": str(options.out), "skipped": [asdict(item) for item in skipped]}
+    return Outcome(f"{options.out}; {len(skipped)} items skipped", result)
+
+
+def rerank(options: Options) -> Outcome:
+    items = list(read_items(options.items))
+    query = _query(options)
+    ranked = Reranker(options.model).rank(
+        query, [item.instance for item in items], top_k=options.k, batch_size=options.batch_size
+    )
+    rows = [{"id": items[r["corpus_id"]].id, "score": r["score"]} for r in ranked]
+    return Outcome("\n".join(f"{row['score']:.3f}  {row['id']}" for row in rows), rows)
+
+
+def _query(options: Options) -> dict[str, Any]:
+    query = {name: getattr(options, name) for name in ("text", "image", "video", "instruction")}
+    query = {name: value for name, value in query.items() if value}
+    if not set(query) - {"instruction"}:
+        raise ValueError("no query; give a text, --image or --video")
+    return query
+
+
+def plan_stages(options: Options) -> Outcome:
+    preset = load_preset(options.preset)
+    preset = replace(preset, backbone=options.backbone or preset.backbone)
+    plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, options.checkpointing)
+    return Outcome(plan_table(plans), [asdict(p) for p in plans])
+
+
+def examine(options: Options) -> Outcome:
+    checks = doctor()
+    return Outcome(doctor_table(checks), [asdict(c) for c in checks], int(any(c.state == "missing" for c in checks)))

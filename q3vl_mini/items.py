@@ -1,0 +1,216 @@
+"""Items on disk and their embeddings on disk: what the commands embed, index and search.
+
+A table (.jsonl, .csv, .parquet) has columns id, text, image, video and instruction, all optional but one of text, image
+and video; paths count from the table's folder, other columns are metadata. A folder gives its pictures, videos and
+.txt files, each an item whose id is its path.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from .media import IMAGE_FILES
+from .records import MODALITIES, Instance, validate_instance
+
+VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+TABLES = (".jsonl", ".csv", ".parquet")
+CARD = "vectors.json"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row or file: its id, the instance that is embedded, and what else is known of it."""
+
+    id: str
+    instance: Instance
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that could not be embedded, and why."""
+
+    id: str
+    reason: str
+
+
+def read_items(source: str | Path) -> Iterator[Item]:
+    """The items of a table or a folder, one at a time, in the order of rows or of file names.
+
+    An id is the column `id`, or the row's number from 0. Raises FileNotFoundError or ValueError naming the file, and
+    the row where a line cannot be read; what is wrong with an item is found when it is embedded.
+    """
+    source = Path(source)
+    if source.is_dir():
+        yield from _files(source)
+    elif source.suffix.lower() in TABLES:
+        if not source.is_file():
+            raise FileNotFoundError(f"no file {source}; give a table ({', '.join(TABLES)}) or a folder")
+        for number, row in enumerate(_rows(source)):
+            yield _item(row, number, source.parent)
+    else:
+        raise ValueError(f"{source} is neither a folder nor a table; tables end in {', '.join(TABLES)}")
+
+
+def _files(folder: Path) -> Iterator[Item]:
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name, kind = path.relative_to(folder).as_posix(), path.suffix.lower()
+        if kind in IMAGE_FILES:
+            yield Item(name, {"image": str(path)}, {"path": str(path)})
+        elif kind in VIDEO_FILES:
+            yield Item(name, {"video": str(path)}, {"path": str(path)})
+        elif kind == ".txt":
+            yield Item(name, {"text": path.read_text(encoding="utf-8", errors="replace")}, {"path": str(path)})
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix.lower() == ".parquet":
+        for part in pq.ParquetFile(path).iter_batches(1024):
+            yield from part.to_pylist()
+        return
+    with open(path, encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number + 1}: not JSON ({error}); write one object a line") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number + 1}: a {type(row).__name__}; write one object a line")
+            yield row
+
+
+def _item(row: dict[str, Any], number: int, folder: Path) -> Item:
+    row = {name: value for name, value in row.items() if value not in (None, "")}
+    instance = {name: row.pop(name) for name in (*MODALITIES, "instruction") if name in row}
+    for kind in ("image", "video"):
+        if kind in instance:
+            values = instance[kind] if isinstance(instance[kind], list) else [instance[kind]]
+            placed = [str(folder / value) if isinstance(value, str) else value for value in values]
+            instance[kind] = placed if isinstance(instance[kind], list) else placed[0]
+    name = str(row.pop("id", number))
+    shown = {k: v for k, v in instance.items() if isinstance(v, (str, list)) and k != "instruction"}
+    return Item(name, instance, {**shown, **row})
+
+
+def embed_items(
+    embedder: Any, items: Sequence[Item], batch_size: int = 32, **options: Any
+) -> tuple[list[Item], np.ndarray, list[Skipped]]:
+    """The items that could be embedded, their vectors (N, D), and the others with the reason.
+
+    options: of Embedder.encode. Where a batch fails, its items are tried one by one.
+    """
+    kept: list[Item] = []
+    parts: list[np.ndarray] = []
+    skipped: list[Skipped] = []
+
+    def attempt(part: Sequence[Item]) -> None:
+        sound = []
+        for item in part:
+            problems = validate_instance(item.instance, item.id)
+            (skipped.append(Skipped(item.id, problems[0])) if problems else sound.append(item))
+        if not sound:
+            return
+        try:
+            parts.append(embedder.encode([item.instance for item in sound], batch_size=batch_size, **options))
+            kept.extend(sound)
+        except (ValueError, OSError) as error:
+            if len(sound) == 1:
+                skipped.append(Skipped(sound[0].id, str(error)))
+            else:
+                for item in sound:
+                    attempt([item])
+
+    for start in range(0, len(items), batch_size):
+        attempt(items[start : start + batch_size])
+    return kept, np.concatenate(parts) if parts else np.zeros((0, options.get("dim") or embedder.dim)), skipped
+
+
+def embed_to_folder(
+    embedder: Any,
+    source: str | Path,
+    folder: str | Path,
+    *,
+    shard_size: int = 4096,
+    rank: int = 0,
+    world: int = 1,
+    limit: int = 100,
+    progress: bool = True,
+    **options: Any,
+) -> list[Skipped]:
+    """Embed a table or folder into shards: 00000.npy (N, D), 00000.jsonl (id and metadata a row), and a card.
+
+    A shard that is there is not made again, so a job that was cut short goes on. Of several processes, number `rank`
+    of `world` makes every world-th shard. Returns what was skipped (also in skipped-RANK.jsonl).
+
+    Args:
+        limit: so many skipped items stop the job. options: of Embedder.encode.
+
+    Raises:
+        ValueError: more than `limit` items cannot be embedded, or the folder is of another model or setting.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {"identity": embedder.identity(options.get("dim")), "precision": options.get("precision", "float32")}
+    card |= {"instruction": options.get("instruction"), "source": str(source), "shard_size": shard_size}
+    _claim(folder, card)
+    skipped: list[Skipped] = []
+    items = read_items(source)
+    with tqdm(unit="item", disable=not progress or rank > 0) as bar, open(folder / f"skipped-{rank}.jsonl", "a") as log:
+        for number in range(10**9):
+            part = list(islice(items, shard_size))
+            if not part:
+                return skipped
+            file = folder / f"{number:05}.npy"
+            if number % world == rank and not file.is_file():
+                kept, vectors, bad = embed_items(embedder, part, **options)
+                rows = "".join(json.dumps({"id": i.id, "metadata": i.metadata}, default=str) + "\n" for i in kept)
+                file.with_suffix(".jsonl").write_text(rows, encoding="utf-8")
+                np.save(new := file.with_suffix(".new.npy"), vectors)
+                os.replace(new, file)
+                log.writelines(json.dumps({"id": b.id, "reason": b.reason}) + "\n" for b in bad)
+                skipped += bad
+            bar.update(len(part))
+            if len(skipped) > limit:
+                raise ValueError(
+                    f"{source}: {len(skipped)} items cannot be embedded, more than {limit}; the first is "
+                    f"{skipped[0].id!r} ({skipped[0].reason}). All are in {log.name}; mend them or raise the limit"
+                )
+    return skipped
+
+
+def _claim(folder: Path, card: dict[str, Any]) -> None:
+    file = folder / CARD
+    if file.is_file():
+        other = json.loads(file.read_text())
+        wrong = [name for name in card if other.get(name) != card[name]]
+        if wrong:
+            raise ValueError(f"{folder} holds vectors of another {', '.join(wrong)}; give another folder or remove it")
+    else:
+        file.write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_vectors(folder: str | Path) -> tuple[list[str], np.ndarray, list[dict[str, Any]], dict[str, Any]]:
+    """What `embed_to_folder` wrote: ids, vectors (N, D), metadata and the card. One shard is memory-mapped."""
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        raise FileNotFoundError(f"{folder} has no {CARD}; make it with `q3vl-mini embed`")
+    files = sorted(folder.glob("[0-9]*.npy"))
+    parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+    lines = [json.loads(x) for f in files for x in f.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    vectors = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    card = json.loads((folder / CARD).read_text())
+    return [line["id"] for line in lines], vectors, [line["metadata"] for line in lines], card

@@ -1,0 +1,209 @@
+"""The commands as a person or a program calls them: what they print, write and return."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from peft import get_peft_model_state_dict
+from PIL import Image
+
+from q3vl_mini import backbone, merge
+from q3vl_mini.cli import main, parser
+from q3vl_mini.config import load_preset, override
+from q3vl_mini.data import load_quadruple
+from q3vl_mini.doctor import Check, doctor_table
+from q3vl_mini.embedder import Embedder
+from q3vl_mini.items import embed_items, load_vectors, read_items
+from q3vl_mini.reranker import Reranker
+
+
+def called(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    status = main(list(arguments))
+    return status, *capsys.readouterr()
+
+
+def result_of(capsys, *arguments: str):
+    """What a command that succeeds prints as JSON."""
+    status, out, err = called(capsys, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+# --- values of a preset -------------------------------------------------------------------------------------
+
+
+def test_a_value_of_a_preset_is_changed_by_its_path():
+    tiny = load_preset("tiny")
+    changed = override(tiny, ["stages.s1.steps=7", "dims=[0, 64]", "dim_weights=[1.0, 1.0]", "template=report"])
+    assert changed.stages["s1"].steps == 7 and changed.stages["s0"] == tiny.stages["s0"]
+    assert (changed.dims, changed.template) == ((0, 64), "report")
+
+
+@pytest.mark.parametrize("change", ["stages.s9.steps=1", "stages.s0.step=1", "steps", "stages.s0.steps=many"])
+def test_a_change_that_does_not_fit_is_named(change):
+    with pytest.raises(ValueError, match=change.split("=")[0]):
+        override(load_preset("tiny"), [change])
+
+
+# --- items --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path, picture):
+    """A folder with two pictures, a text and a file that only looks like a picture."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    picture("red").save(folder / "a.png")
+    picture("blue").save(folder / "more" / "b.png")
+    (folder / "c.txt").write_text("a yellow bird")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def picture():
+    return lambda colour: Image.new("RGB", (64, 64), colour)
+
+
+def test_a_folder_is_its_files_and_their_paths_are_the_ids(photos):
+    items = {item.id: item.instance for item in read_items(photos)}
+    assert set(items) == {"a.png", "broken.jpg", "c.txt", "more/b.png"}
+    assert items["c.txt"] == {"text": "a yellow bird"} and set(items["more/b.png"]) == {"image"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_tables_of_every_kind_give_the_same_items(kind, tmp_path):
+    table = pd.DataFrame({"id": ["x", "y"], "text": ["a cat", "a dog"], "image": ["x.png", None], "price": [1, 2]})
+    path = tmp_path / f"items.{kind}"
+    {
+        "jsonl": lambda: table.to_json(path, orient="records", lines=True),
+        "csv": lambda: table.to_csv(path, index=False),
+        "parquet": lambda: table.to_parquet(path),
+    }[kind]()
+    one, two = read_items(path)
+    assert one.instance == {"text": "a cat", "image": str(tmp_path / "x.png")} and two.instance == {"text": "a dog"}
+    assert (one.id, two.id) == ("x", "y") and int(two.metadata["price"]) == 2
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(ValueError, match="items.jsonl, line 2"):
+        list(read_items(tmp_path / "items.jsonl"))
+
+
+def test_a_bad_item_is_skipped_with_its_reason_and_the_others_have_their_vectors(photos, small_checkpoint):
+    embedder = Embedder(small_checkpoint)
+    kept, vectors, skipped = embed_items(embedder, list(read_items(photos)))
+    assert [item.id for item in kept] == ["a.png", "c.txt", "more/b.png"]
+    assert [bad.id for bad in skipped] == ["broken.jpg"] and "broken.jpg" in skipped[0].reason
+    alone = embedder.encode([item.instance for item in kept], batch_size=1)
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+def test_embed_writes_shards_and_goes_on_after_an_interruption(photos, small_checkpoint, tmp_path, capsys):
+    out = tmp_path / "vectors"
+    command = ["embed", str(photos), "--model", str(small_checkpoint), "--out", str(out), "--quiet"]
+    command += ["--shard-size", "2"]
+    assert [bad["id"] for bad in result_of(capsys, *command)["skipped"]] == ["broken.jpg"]
+    ids, vectors, metadata, card = load_vectors(out)
+    assert ids == ["a.png", "c.txt", "more/b.png"] and card["identity"]["dim"] == vectors.shape[1]
+    kept = (out / "00000.npy").stat().st_mtime_ns
+    (out / "00001.npy").unlink()
+    assert called(capsys, *command)[0] == 0
+    assert (out / "00000.npy").stat().st_mtime_ns == kept  # only the missing shard was made
+    np.testing.assert_array_equal(load_vectors(out)[1], vectors)
+
+    status, _, error = called(capsys, *command, "--dim", "32")
+    assert status == 1 and "another identity" in error
+
+
+def test_too_many_bad_items_stop_the_job(tmp_path, small_checkpoint, capsys):
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"image": f"{i}.png"}) for i in range(4)))
+    command = ["embed", str(tmp_path / "items.jsonl"), "--model", str(small_checkpoint), "--out", str(tmp_path / "v")]
+    status, _, error = called(capsys, *command, "--limit", "2", "--quiet")
+    assert status == 1 and "4 items cannot be embedded, more than 2" in error and "0.png" in error
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def test_rerank_orders_a_folder_as_the_reranker_scores_it(photos, small_checkpoint, capsys):
+    (photos / "broken.jpg").unlink()
+    rows = result_of(capsys, "rerank", str(photos), "a bird", "--model", str(small_checkpoint))
+    items = list(read_items(photos))
+    scores = Reranker(small_checkpoint).score({"text": "a bird"}, [item.instance for item in items])
+    expected = {item.id: pytest.approx(float(score), abs=1e-5) for item, score in zip(items, scores, strict=True)}
+    assert {row["id"]: row["score"] for row in rows} == expected
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+
+
+def test_mine_writes_a_quadruple_of_refined_positives_and_its_report(small_checkpoint, tmp_path, capsys):
+    out = tmp_path / "mined"
+    command = ["mine", "keyword_search", "--model", str(small_checkpoint), "--out", str(out), "--rows", "12"]
+    report = result_of(capsys, *command, "--k", "2000", "--t-plus", "-1", "--n-negatives", "2", "--quiet")
+    mined = load_quadruple(out)
+    assert report["queries"] == 12 and len(mined) == report["queries_kept"]
+    assert sum(len(r.negatives) for r in mined.relevance) == report["labelled_negatives"] + report["hard_negatives"]
+    assert json.loads((out / "mining.json").read_text()) == report
+
+
+def test_merge_gives_the_slerp_of_the_weight_changes(tmp_path, capsys):
+    made = result_of(capsys, "merge", "s1", "s2", "--out", str(tmp_path / "m"), "--weights", "1", "3")
+    assert made["rank"] <= 64
+    vectors = []
+    for path in ("s1", "s2", tmp_path / "m"):
+        model = backbone.load(path).model
+        config = model.peft_config["default"]
+        vectors.append(merge.task_vector(get_peft_model_state_dict(model), config.lora_alpha / config.r))
+    s1, s2, merged = vectors
+    omega = merge.angle(s1, s2)
+    for name, delta in merged.items():
+        expected = (np.sin(0.25 * omega) * s1[name] + np.sin(0.75 * omega) * s2[name]) / np.sin(omega)
+        np.testing.assert_allclose(delta.numpy(), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "s2"], ["mine", "no_such_task", "--model", "s0", "--out", "m"], ["rerank", "none.csv", "x"]]
+)
+def test_what_cannot_be_done_ends_with_status_1_and_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", "reranker"] if command[0] == "rerank" else []
+    status, out, error = called(capsys, *command, *model)
+    assert status == 1 and out == "" and error.startswith(f"q3vl-mini {command[0]}: ")
+    assert "Traceback" not in error
+
+
+def test_wrong_arguments_end_with_status_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", "s1", "--method", "fisher"])
+    assert stopped.value.code == 2
+
+
+def test_every_command_has_help(capsys):
+    [verbs] = [action for action in parser()._actions if hasattr(action, "choices") and action.choices]
+    for name in verbs.choices:
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0 and len(capsys.readouterr().out) > 100, name
+
+
+def test_doctor_finds_what_a_run_needs(capsys):
+    checks = {check["name"]: check for check in result_of(capsys, "doctor")}
+    assert checks["model q3vl-tiny"]["state"] == checks["torch"]["state"] == "ok"
+
+
+def test_doctor_says_where_data_is_missing(tmp_path, monkeypatch, capsys):
+    from q3vl_mini import doctor as module
+
+    def absent():
+        raise FileNotFoundError("data_samples not found (looked at here); run from a checkout")
+
+    monkeypatch.setattr(module, "data_dir", absent)
+    status, said, _ = called(capsys, "doctor")
+    assert status == 1 and "MISSING  data_samples" in said and "Q3VL_MINI_DATA" in said
+
+
+def test_the_table_of_checks_shows_the_remedy():
+    assert doctor_table([Check("x", "note", "absent", "install x")]) == "note     x  absent (install x)"
