@@ -169,7 +169,8 @@ def _query(options: Options) -> dict[str, Any]:
 def plan_stages(options: Options) -> Outcome:
     preset = load_preset(options.preset)
     preset = replace(preset, backbone=options.backbone or preset.backbone)
-    plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, options.checkpointing)
+    checkpointing = options.checkpointing or preset.checkpointing
+    plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, checkpointing)
     return Outcome(plan_table(plans), [asdict(p) for p in plans])
 
 

@@ -131,7 +131,8 @@ class Preset:
 
     dims, dim_weights: prefixes of the Matryoshka objective; 0 is the full embedding. quantizers: weights of the
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
-    dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32.
+    dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
+    keep only each layer's input for the backward pass and compute the rest again, for memory.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Preset:
     seed: int = 0
     dtype: str = ""
     autocast: str = ""
+    checkpointing: bool = False
     lora_rank: int = 32
     lora_alpha: int = 32
     dims: tuple[int, ...] = (0,)
@@ -192,6 +194,21 @@ def save_config(preset: Preset, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(preset), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def differences(one: Preset, other: Preset) -> list[str]:
+    """What two presets disagree on, as "stages.s0.lr 0.005 -> 0.25", sorted by place."""
+
+    def flat(table: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in table.items():
+            inside = isinstance(value, Mapping)
+            out |= flat(value, f"{place}{name}.") if inside else {f"{place}{name}": value}
+        return out
+
+    a, b = flat(asdict(one)), flat(asdict(other))
+    changed = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return [f"{name} {a.get(name)} -> {b.get(name)}" for name in changed]
 
 
 def override(preset: Preset, changes: Sequence[str]) -> Preset:

@@ -57,7 +57,9 @@ def run(
         report.write_results(results, run_meta(r, walls), records, unseen)
         report.plot_stage_table(records, results.with_suffix(".png"))
         print(f"evaluation {time.monotonic() - began:.0f} s; models in {r.folder}, results in {results}")
-    r.accelerator.end_training()
+    for tracker in r.accelerator.trackers:
+        tracker.finish()
+    r.accelerator.wait_for_everyone()
     return results
 
 

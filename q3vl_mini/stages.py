@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from . import backbone, evaluate, merge, mining
 from .compression import Quantizers
-from .config import DataConfig, MiningConfig, Preset, StageConfig, load_config, save_config
+from .config import DataConfig, MiningConfig, Preset, StageConfig, differences, load_config, save_config
 from .data import Teacher, load_quadruple, mixed_batches
 from .embedder import Embedder
 from .emoji_world import tasks
@@ -71,9 +71,10 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         file = self.folder / "config.json"
         if file.is_file() and load_config(file) != preset:
+            changed = differences(load_config(file), preset)
             raise ValueError(
-                f"{file} is of another configuration; give another folder, remove this one, or go on with --config "
-                f"{file}"
+                f"{file} is of another configuration: {', '.join(changed)}; give another folder, remove this one, or "
+                f"go on with --config {file}"
             )
         if self.is_main:
             save_config(preset, file)
@@ -93,6 +94,8 @@ class Run:
             if trainable:
                 torch.manual_seed(self.preset.seed)
                 loaded.model = backbone.add_lora(loaded.model, self.preset.lora_rank, self.preset.lora_alpha)
+        if trainable and self.preset.checkpointing:
+            backbone.inner(loaded.model).gradient_checkpointing_enable({"use_reentrant": False})
         if self.accelerator.device.type == "cpu":
             fold_lora(loaded.model)
         return kind.from_backbone(

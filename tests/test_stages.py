@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from two_processes import run_in_two_processes
 
-from q3vl_mini import cli, pipeline, stages
+from q3vl_mini import backbone, cli, pipeline, stages
 from q3vl_mini.config import (
     DataConfig,
     MergeConfig,
@@ -96,6 +97,11 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     assert results.with_suffix(".png").stat().st_size > 1000
     assert re.search(r"^\| s3\+reranker \|", capsys.readouterr().out, re.M)
 
+    curves = EventAccumulator(str(folder / "curves"))
+    curves.Reload()
+    log = [json.loads(line) for line in (folder / "s0" / "log.jsonl").read_text().splitlines()]
+    assert [event.value for event in curves.Scalars("s0/loss")] == pytest.approx([row["loss"] for row in log])
+
     vectors, steps = {}, {}
     for stage in stages.ORDER:
         files = {file.name for file in (folder / stage).iterdir()}
@@ -137,6 +143,18 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     assert json.loads(results.read_text())["models"] == written["models"]
 
 
+def test_checkpointing_changes_memory_and_not_the_training(small_checkpoint, fake_world, tmp_path):
+    preset, losses = small_preset(small_checkpoint), []
+    for on in (False, True):
+        run = stages.Run(replace(preset, checkpointing=on), tmp_path / str(on), progress=False, tracker="none")
+        model = run.model("raw", trainable=True)
+        assert backbone.inner(model.model).is_gradient_checkpointing == on
+        stages.run_stage(run, "bootstrap")
+        log = (run.folder / "bootstrap" / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in log])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][0] != losses[0][-1]
+
+
 def worker(rank, checkpoint, folder):
     info = {name: tasks.TaskInfo(column, "Find it.", None) for name, column in FAKE.items()}
     tasks.TASKS, tasks.build = info, fake_quadruple
@@ -168,8 +186,9 @@ def test_what_is_left_is_what_the_last_run_needed_at_this_runs_pace():
 def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_world, tmp_path):
     preset = small_preset(small_checkpoint)
     stages.Run(preset, tmp_path, progress=False)
-    with pytest.raises(ValueError, match="is of another configuration"):
-        stages.Run(replace(preset, seed=9), tmp_path, progress=False)
+    changed = replace(preset, seed=9, stages={**preset.stages, "s0": replace(preset.stages["s0"], lr=0.25)})
+    with pytest.raises(ValueError, match=r"another configuration: seed 0 -> 9, stages\.s0\.lr 0\.005 -> 0\.25"):
+        stages.Run(changed, tmp_path, progress=False)
 
 
 def test_a_stage_without_its_forerunner_says_what_to_run(small_checkpoint, fake_world, tmp_path):
