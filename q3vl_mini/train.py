@@ -73,7 +73,7 @@ def embedding_loss(
             "set loss_per_task"
         )
     queries = encode(batch.queries, batch.instruction)  # (B, D)
-    width = stage.n_negatives if "others_negatives" in stage.terms else None
+    width = stage.n_negatives + stage.n_random if "others_negatives" in stage.terms else None
     documents, negatives, mask, negative_ids = encode_documents(encode, batch, width)
     embeddings: dict[str, Tensor | None] = {"queries": queries, "documents": documents}
     constants: dict[str, Any] = {"temperature": stage.temperature}

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from two_processes import run_in_two_processes
@@ -15,7 +16,7 @@ from two_processes import run_in_two_processes
 from q3vl_mini import backbone, train
 from q3vl_mini.compression import Quantizers, truncate
 from q3vl_mini.config import StageConfig
-from q3vl_mini.data import mixed_batches
+from q3vl_mini.data import Batch, mixed_batches
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.forward import VisualStore
 from q3vl_mini.losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
@@ -150,6 +151,58 @@ def test_an_interrupted_run_ends_with_the_same_bits(small_checkpoint, tmp_path):
     assert any(not torch.equal(whole[0][name], other[0][name]) for name in whole[0])
 
 
+class Toy(torch.nn.Module):
+    """A model of whole numbers, exact in float64: a number to a unit vector, a pair of numbers to a margin."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.layer = torch.nn.Embedding(30, 8).double(), torch.nn.Linear(8, 6).double()
+
+    def collate(self, rows, instruction):
+        ids = torch.tensor(rows).view(len(rows), -1)
+        kinds = {"mm_token_type_ids": torch.zeros_like(ids), "visuals": []}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kinds}
+
+    def forward(self, inputs):
+        vectors = F.normalize(self.layer(self.table(inputs["input_ids"]).tanh()), dim=-1)  # (N, 1 or 2, 6)
+        return vectors[:, 0] if vectors.shape[1] == 1 else 3 * (vectors[:, 0] * vectors[:, 1]).sum(-1)
+
+
+def toy_batch(task="text_ret"):
+    positives, negatives = [10, 11, 12, 13, 14, 10], [[20, 21], [22], [], [23, 24], [11], [25]]
+    teacher = [[float(row - k) for k in range(1 + len(own))] for row, own in enumerate(negatives)]
+    grades = [0.1, 0.9, 0.9, 0.4, 0.1, 0.5]
+    return Batch("toy", task, "Find it.", list(range(6)), positives, negatives, positives, negatives, grades, teacher)
+
+
+def toy_loss(task="text_ret", **changes):
+    stage = replace(STAGE, terms=(*ALL_TERMS, "others_negatives"), loss_per_task=task != "text_ret", **changes)
+    quantised = {"quantizers": Quantizers([6, 3]), "quantizer_weights": {"int8": 0.5, "binary": 0.5}}
+    return partial(train.embedding_loss, stage=stage, dims=[6, 3], **quantised), toy_batch(task)
+
+
+OBJECTIVES = {
+    "info_nce": lambda: (toy_loss()[0], replace(toy_batch(), scores=None)),
+    "classification": lambda: toy_loss("image_cls"),
+    "cosent": lambda: toy_loss("sts"),
+    "distillation": lambda: (partial(train.distillation_step, stage=STAGE, dims=[6, 3]), toy_batch()),
+    "reranker": lambda: (train.reranker_step, toy_batch()),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("max_tokens", [1, 4, 100])
+def test_the_gradient_cache_is_exact_for_every_objective(objective, max_tokens):
+    loss_on_batch, batch = OBJECTIVES[objective]()
+    loss, whole = gradients(Toy(), loss_on_batch, batch)
+    cached_loss, cached = gradients(Toy(), loss_on_batch, batch, max_tokens)
+    assert cached_loss == pytest.approx(loss, rel=1e-12) and whole.keys() == cached.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=1e-10, atol=1e-12)
+        assert gradient.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("max_tokens", [1, 60, 100_000])  # parts of one row, of a few, and all rows at once
 def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpoint, max_tokens):
     model, stage = embedder(small_checkpoint), replace(STAGE, terms=ALL_TERMS, batch_size=6)
@@ -259,6 +312,24 @@ def test_the_reranker_learns_yes_for_positives_and_no_for_negatives(small_checkp
     assert log[-1]["loss"] < log[0]["loss"]
 
 
+def test_the_reranker_counts_each_pair_once_whichever_process_has_it(monkeypatch):
+    encode, batch = encode_with(Toy()), toy_batch()
+    shares = [train.share_of(batch, rank, 2) for rank in (0, 1)]
+    counts = [float(len(share.queries) + sum(map(len, share.negatives))) for share in shares]
+    joint = train.reranker_step(encode, batch)
+    monkeypatch.setattr(train, "gather", lambda x: torch.tensor(counts))
+    parts = [train.reranker_step(encode, share) for share in shares]
+    torch.testing.assert_close(torch.stack(parts).mean(), joint)
+    plain = [part * sum(counts) / 2 / count for part, count in zip(parts, counts, strict=True)]
+    assert not torch.isclose(torch.stack(plain).mean(), joint)  # the wrong variant: a mean of means
+
+
+def test_negatives_drawn_at_random_are_gathered_like_mined_ones():
+    encode, batch = encode_with(Toy()), replace(toy_batch(), scores=None)  # up to two negatives a query
+    losses = [toy_loss(n_negatives=n, n_random=2 - n)[0](encode, batch) for n in (2, 1)]
+    torch.testing.assert_close(*losses)
+
+
 def test_a_document_that_occurs_twice_in_a_batch_is_embedded_once(small_checkpoint):
     task = text_task()
     task = replace(task, relevance=[Relevance((0,), (1,)) for _ in task.queries])
@@ -305,12 +376,12 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine():
 JOINT = replace(STAGE, terms=(*ALL_TERMS, "others_negatives"), steps=3, loss_per_task=True)
 
 
-def fit_on_two_tasks(checkpoint, folder, accelerator=None):
+def fit_on_two_tasks(checkpoint, folder, accelerator=None, stage=JOINT):
     model, quantizers = embedder(checkpoint), Quantizers([64])
-    loss = partial(plain_loss(JOINT), quantizers=quantizers, quantizer_weights={"int8": 1.0})
-    batches = stream([text_task(), text_task("sts", scores=True)], JOINT)
+    loss = partial(plain_loss(stage), quantizers=quantizers, quantizer_weights={"int8": 1.0})
+    batches = stream([text_task(), text_task("sts", scores=True)], stage)
     options = {"quantizers": quantizers, "accelerator": accelerator, "progress": False}
-    log = train.fit(model, loss, batches, JOINT, folder, **options)
+    log = train.fit(model, loss, batches, stage, folder, **options)
     return log, trainable(model)
 
 
@@ -321,21 +392,23 @@ def own_part_only(ctx, gradient):
 def worker(rank, checkpoint, folder):
     accelerator = Accelerator(cpu=True)
     log, weights = fit_on_two_tasks(checkpoint, f"{folder}/right", accelerator)
+    cached, _ = fit_on_two_tasks(checkpoint, f"{folder}/cached", accelerator, replace(JOINT, chunk_tokens=1))
     train._Gather.backward = staticmethod(own_part_only)
     wrong, _ = fit_on_two_tasks(checkpoint, f"{folder}/wrong", accelerator)
     torch.save(weights, f"{folder}/weights{rank}.pt")
     if rank == 0:
         with open(f"{folder}/logs.json", "w") as file:
-            json.dump([log, wrong], file)
+            json.dump([log, cached, wrong], file)
 
 
 def test_two_processes_train_like_one(small_checkpoint, tmp_path):
     run_in_two_processes(worker, str(small_checkpoint), str(tmp_path))
     one, _ = fit_on_two_tasks(small_checkpoint, tmp_path / "one")
-    two, wrong = json.loads((tmp_path / "logs.json").read_text())
+    two, cached, wrong = json.loads((tmp_path / "logs.json").read_text())
     assert {name for row in one for name in row["data"]} == {"fake text_ret", "fake sts"}
     for key in ("loss", "grad_norm"):
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=5e-3)
+        assert [row[key] for row in cached] == pytest.approx([row[key] for row in two], rel=5e-3)
     weights = [torch.load(tmp_path / f"weights{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     # a gather whose backward forgets what the other process's loss says about these rows
