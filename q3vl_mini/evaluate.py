@@ -8,7 +8,8 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from .metrics import (
     positive_ranks,
 )
 from .records import Quadruple
+from .vectors import encode_to_file
 
 COLUMNS: dict[str, str] = {
     "image_cls": "hit@1",
@@ -369,13 +371,19 @@ def _margins(reranker: Any, quadruple: Quadruple, pairs: list[tuple[int, int]], 
 
 
 def encoded(
-    embedder: Any, quadruples: Iterable[Quadruple], *, batch_size: int = 32, progress: bool = False, **options: Any
+    embedder: Any,
+    quadruples: Iterable[Quadruple],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+    folder: Path | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Quadruple, np.ndarray, np.ndarray]]:
     """Yield each quadruple with its query vectors (Q, D) and corpus vectors (N, D).
 
     Queries get the quadruple's instruction, documents the embedder's default. A corpus object that
-    several quadruples share is encoded once and released after its last use. `options` go to
-    `encode` (dim, precision).
+    several quadruples share is encoded once and released after its last use. With `folder`, corpus
+    vectors are written there and memory-mapped. `options` go to `encode` (dim, precision).
 
     Taught in notebooks/14
     """
@@ -391,7 +399,8 @@ def encoded(
             key = id(quadruple.corpus)
             bar.set_postfix_str(quadruple.name)
             if key not in vectors:
-                vectors[key] = embedder.encode(quadruple.corpus, batch_size=batch_size, **options)
+                encode, corpus = partial(embedder.encode, batch_size=batch_size, **options), quadruple.corpus
+                vectors[key] = encode(corpus) if folder is None else encode_to_file(encode, corpus, folder / f"{i}.npy")
                 bar.update(sizes[key])
             queries = embedder.encode(
                 quadruple.queries, instruction=quadruple.instruction, batch_size=batch_size, **options

@@ -96,7 +96,8 @@ class Mined:
     """The result of `mine`: the kept queries, why the others went, and the setting.
 
     `dropped_unretrieved` and `dropped_low` are rows of queries without a labelled positive in the top
-    K, and with one but none above t+.
+    K, and with one but none above t+. `removed_scores` are the cosines of the labelled positives in the
+    top K that t+ removed, of kept and of dropped queries.
 
     Taught in notebooks/07
     """
@@ -105,6 +106,7 @@ class Mined:
     queries: tuple[MinedQuery, ...]
     dropped_unretrieved: tuple[int, ...]
     dropped_low: tuple[int, ...]
+    removed_scores: tuple[float, ...]
     k: int
     t_plus: float
     delta_minus: float
@@ -137,13 +139,15 @@ class Mined:
         }
 
     def histograms(self) -> dict[str, np.ndarray]:
-        """Counts (100,) of the scores of `positives`, `hard_negatives` and `rejected`, and `edges` (101,).
+        """Counts (100,) of the scores of what was kept and dropped, and `edges` (101,).
+
+        Kept are `positives` and `hard_negatives`, dropped `removed_positives` (by t+) and `rejected` (by delta-).
 
         Taught in notebooks/07
         """
         parts = {"positives": "positive_scores", "hard_negatives": "hard_scores", "rejected": "rejected_scores"}
         counts = {name: _histogram([getattr(q, part) for q in self.queries]) for name, part in parts.items()}
-        return counts | {"edges": HISTOGRAM_EDGES}
+        return counts | {"removed_positives": _histogram([self.removed_scores]), "edges": HISTOGRAM_EDGES}
 
     def to_quadruple(self, name: str | None = None) -> Quadruple:
         """The kept queries with refined positives and mined negatives, over the same corpus object.
@@ -241,13 +245,17 @@ def mine(
     (keep_labelled=False: they are candidates like any other). A query's own evaluation candidates do
     not restrict the search.
 
+    Memory beside the vectors: about memory_mb, 12 bytes for each of the Q * K candidates, and the result,
+    about 70 bytes for each positive, negative and rejected candidate in it. `vectors.encode_to_file`
+    makes vectors that lie on disk.
+
     Raises ValueError if the labels are graded, the vectors do not fit, or every query is dropped.
 
     Taught in notebooks/07
     """
-    _check(quadruple, query_vectors, corpus_vectors, n_negatives)
+    _check(quadruple, query_vectors, corpus_vectors, n_negatives, memory_mb)
     rows, scores = top_k(query_vectors, corpus_vectors, k, memory_mb=memory_mb)
-    kept, unretrieved, low = [], [], []
+    kept, unretrieved, low, removed_scores = [], [], [], []
     for i, labels in enumerate(quadruple.relevance):
         mined = mine_query(
             i,
@@ -259,9 +267,11 @@ def mine(
             n_negatives=n_negatives,
             keep_labelled=keep_labelled,
         )
+        found = scores[i][np.isin(rows[i], labels.positives)]
+        removed_scores += found[~(found > t_plus)].tolist()
         if mined is not None:
             kept.append(mined)
-        elif np.isin(rows[i], labels.positives).any():
+        elif len(found):
             low.append(i)
         else:
             unretrieved.append(i)
@@ -271,10 +281,13 @@ def mine(
             f" positive in the top {k}, {len(low)} with none above t+ = {t_plus:g}); raise k, lower t_plus, or mine"
             " with a better model"
         )
-    return Mined(quadruple, tuple(kept), tuple(unretrieved), tuple(low), k, t_plus, delta_minus, n_negatives)
+    dropped = tuple(unretrieved), tuple(low), tuple(removed_scores)
+    return Mined(quadruple, tuple(kept), *dropped, k, t_plus, delta_minus, n_negatives)
 
 
-def _check(quadruple: Quadruple, query_vectors: np.ndarray, corpus_vectors: np.ndarray, n_negatives: int) -> None:
+def _check(
+    quadruple: Quadruple, query_vectors: np.ndarray, corpus_vectors: np.ndarray, n_negatives: int, memory_mb: float
+) -> None:
     if n_negatives < 0:
         raise ValueError(f"n_negatives is {n_negatives}; expected 0 or more")
     graded = next((i for i, labels in enumerate(quadruple.relevance) if labels.scores is not None), None)
@@ -287,8 +300,9 @@ def _check(quadruple: Quadruple, query_vectors: np.ndarray, corpus_vectors: np.n
     for kind, vectors, items in parts:
         if vectors.ndim != 2 or len(vectors) != len(items):
             raise ValueError(f"{quadruple.name}: {kind} vectors of shape {vectors.shape}, expected ({len(items)}, D)")
-        for start in range(0, len(vectors), 4096):  # the corpus may lie on disk
-            block = np.asarray(vectors[start : start + 4096], dtype=np.float32)
+        height = int(max(1, memory_mb * 2**20 / 8 / vectors.shape[1]))  # the last block is there while the next is made
+        for start in range(0, len(vectors), height):  # the corpus may lie on disk
+            block = np.asarray(vectors[start : start + height], dtype=np.float32)
             lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
             wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # nan is wrong too
             if len(wrong):

@@ -92,6 +92,23 @@ def test_a_corpus_on_disk_is_searched_within_the_memory_bound(tmp_path):
     np.testing.assert_array_equal(rows, top_k(queries, corpus, 10)[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_corpus_on_disk_is_mined_like_one_in_memory_within_the_bound(tmp_path, dtype):
+    quadruple, queries, _ = random_case(n_queries=50, n_docs=20000, dim=64)
+    corpus = unit(np.random.default_rng(1), 20000, 64).astype(dtype)  # as float64, to be multiplied, 10 MB
+    for i, labels in enumerate(quadruple.relevance):
+        corpus[labels.positives[0]] = queries[i]
+    np.save(tmp_path / "corpus.npy", corpus)
+    on_disk = np.load(tmp_path / "corpus.npy", mmap_mode="r")
+    tracemalloc.start()
+    mined = mine(quadruple, queries, on_disk, **SETTING, memory_mb=2)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert peak < 2.5
+    whole = mine(quadruple, queries, corpus, **SETTING)
+    assert mined == whole and len(whole.queries) == 50
+
+
 # section 3.3
 
 
@@ -233,6 +250,14 @@ def test_histograms_hold_every_score():
     assert lowest > 0.55  # refined positives lie above t+
     scores = [s for q in mined.queries for s in q.hard_scores]
     np.testing.assert_array_equal(histograms["hard_negatives"], np.histogram(scores, HISTOGRAM_EDGES)[0])
+
+
+def test_what_t_plus_removed_is_in_the_histogram_whether_its_query_was_kept_or_not():
+    labels = [Relevance((1, 0, 4, 7)), Relevance((4,))]  # to query 0: above, above, at t+ and outside the top 6
+    mined = mine(quadruple_of(labels, 8), QUERY[[0, 0]], CORPUS, k=6, t_plus=0.25, delta_minus=0.0, n_negatives=2)
+    assert mined.rows == (0,) and mined.dropped_low == (1,)
+    assert mined.removed_scores == (0.25, 0.25)
+    assert mined.histograms()["removed_positives"].sum() == 2
 
 
 def test_a_score_a_rounding_above_1_is_counted():
