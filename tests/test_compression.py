@@ -159,6 +159,27 @@ def test_lsq_step_gradient_by_hand():
     assert codes.sum().item() != pytest.approx(step.grad.item())
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_lsq_equals_torchs_learnable_quantiser(bits):
+    """But between Q_P s and (Q_P + 1/2) s, where torch's clips after it has rounded, and so calls inside."""
+    v, (q_n, q_p) = 4 * random(200), integer_range(bits)
+    step = torch.tensor(3.0 / 2**bits)
+    ratio = v / step
+    v = v[(ratio + q_n).abs().gt(0.5) & (ratio - q_p).abs().gt(0.5)]
+    upstream = random(len(v), seed=1)
+    results = []
+    for quantise in (
+        partial(fake_quantise, bits=bits, gradient_scale=0.3),
+        lambda x, s: torch._fake_quantize_learnable_per_tensor_affine(x, s.view(1), torch.zeros(1), -q_n, q_p, 0.3),
+    ):
+        x, s = v.clone().requires_grad_(), step.clone().requires_grad_()
+        out = quantise(x, s)
+        out.backward(upstream)
+        results.append((out.detach(), x.grad, s.grad))
+    torch.testing.assert_close(*results)
+    assert 0 < (results[0][1] == 0).sum() < len(v)  # some are clipped and some are not
+
+
 def test_halves_round_to_even_like_the_codes():
     v = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
     assert fake_quantise(v, torch.tensor(1.0)).tolist() == [0, 2, 2, 0, -2]
