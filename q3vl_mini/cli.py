@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, commands, data
+from .combine import METHODS
 from .config import PRECISIONS, preset_names
 from .emoji_world import tasks
 from .plan import GPUS
@@ -96,11 +97,12 @@ def parser() -> argparse.ArgumentParser:
         "merge", commands.merge_models, "adapters of one base as one adapter", example="s1 s2 --method slerp --out m"
     )
     command.add_argument("models", nargs="+", help="adapters: folders, shipped names or Hub ids")
-    command.add_argument("--method", default="slerp", choices=("linear", "slerp", "ties"))
+    command.add_argument("--method", default="slerp", choices=METHODS)
     command.add_argument("--weights", type=float, nargs="+", help="one a model (default: equal)")
     command.add_argument("--scale", type=float, default=1.0, help="lambda, of the merged vector (default 1)")
-    command.add_argument("--density", type=float, default=0.2, help="share that TIES keeps (default 0.2)")
+    command.add_argument("--density", type=float, default=0.5, help="share that TIES keeps (default 0.5)")
     command.add_argument("--rank", type=int, help="of the merged adapter (default: the lowest that is exact)")
+    command.add_argument("--full", action="store_true", help="write full weights instead of an adapter")
     command.add_argument("--out", type=Path, required=True)
 
     command = verb("eval", commands.evaluate_models, "MMEB-mini of saved models", batches, example="s3 --rows 100")

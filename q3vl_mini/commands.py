@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from . import backbone, evaluate, merge, mining, pipeline, report, stages
+from . import combine, evaluate, mining, pipeline, report, stages
 from .config import Preset, load_config, load_preset, override
 from .data import save_quadruple
 from .doctor import doctor, doctor_table
@@ -93,37 +92,19 @@ def mine(options: Options) -> Outcome:
 
 
 def merge_models(options: Options) -> Outcome:
-    """Adapters of one base as one adapter. Self Positioning needs a probe set and is the stage s3 of a run."""
-    loaded = [backbone.load(path) for path in options.models]
-    bases = []
-    for path, part in zip(options.models, loaded, strict=True):
-        if not isinstance(part.model, PeftModel):
-            raise ValueError(f"{path} is no adapter; merge adapters of one base")
-        bases.append(part.model.peft_config["default"].base_model_name_or_path)
-    if len(set(bases)) > 1:
-        raise ValueError(f"the adapters have different bases {bases}; merge adapters of one base")
-    configs = [part.model.peft_config["default"] for part in loaded]
-    vectors = [
-        merge.task_vector(get_peft_model_state_dict(part.model), config.lora_alpha / config.r)
-        for part, config in zip(loaded, configs, strict=True)
-    ]
-    weights = options.weights or [1.0] * len(vectors)
-    if options.method == "linear":
-        delta = merge.linear(vectors, [w / sum(weights) for w in weights])
-    elif options.method == "slerp":
-        delta = merge.iterated_slerp(vectors, weights)
-    else:
-        delta = merge.ties(vectors, options.density, weights)
-    adapter = merge.to_adapter(merge.linear([delta], [options.scale]), options.rank)
-    base = backbone.add_lora(loaded[0].model.unload(), adapter.rank, adapter.rank)
-    set_peft_model_state_dict(base, adapter.state)
-    made = {"method": options.method, "weights": weights, "scale": options.scale, "of": list(options.models)}
-    card = {name: loaded[0].card[name] for name in ("role", "template") if name in loaded[0].card} | {"merge": made}
-    quantizers = [part.quantizers for part in loaded]
-    mean = stages.mean_quantizers(quantizers) if None not in quantizers else None
-    backbone.save(options.out, base, loaded[0].processor, card, mean)
-    result = {"folder": str(options.out), "rank": adapter.rank, "error": adapter.error}
-    return Outcome(f"{options.out}: rank {adapter.rank}, relative error {adapter.error:.2g}", result)
+    """Adapters of one base as one model. Self Positioning needs a probe set and is the stage s3 of a run."""
+    made = combine.merge_checkpoints(
+        options.models,
+        options.out,
+        options.method,
+        options.weights,
+        density=options.density,
+        scale=options.scale,
+        rank=options.rank,
+        full=options.full,
+    )
+    kind = "full weights" if options.full else f"rank {made['rank']}, relative error {made['error']:.2g}"
+    return Outcome(f"{options.out}: {kind}", {"folder": str(options.out)} | made)
 
 
 def _plain(options: Options, *names: str) -> dict[str, Any]:

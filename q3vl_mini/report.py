@@ -192,6 +192,43 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [height - shift for height in moved]
 
 
+def plot_path(
+    points: Sequence[Mapping[str, float]],
+    marks: Mapping[str, Mapping[str, float]] | None = None,
+    path: str | Path | None = None,
+    ends: tuple[str, str] = ("s1", "s2"),
+) -> Figure:
+    """Scores on the way from one model to another (combine.path_scores): a line a column over t, the mean in black.
+
+    marks: models that stand beside the path, {name: {"t", column: score, ..., "mean"}}, each a star at its t. Saves
+    to `path` if given, and returns the figure.
+    """
+    if len(points) < 2:
+        raise ValueError(f"a path of {len(points)} points; give at least its two ends")
+    panels = {title: [c for c in names if c in points[0]] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure = Figure(figsize=(1.2 + 3.2 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    ts = [point["t"] for point in points]
+    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+        looks = dict(zip(columns, LINES, strict=False)) | {"mean": ("black", ".")}
+        for column, (colour, marker) in looks.items():
+            scores = [100 * point[column] for point in points]
+            axis.plot(ts, scores, color=colour, marker=marker, linewidth=1.6, label=column)
+            for mark in (marks or {}).values():
+                axis.plot(mark["t"], 100 * mark[column], "*", color=colour, markersize=13, markeredgecolor="black")
+        axis.set(title=title, xlabel=f"t: {ends[0]} at 0, {ends[1]} at 1")
+        axis.legend(fontsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("score, %" + "".join(f"; star: {name}" for name in marks or {}))
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    return figure
+
+
 def plot_curve(log: list[dict[str, Any]], path: str | Path, title: str) -> Figure:
     """The loss of each step, and its running mean."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")

@@ -13,16 +13,16 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tqdm.auto import tqdm
 
-from . import backbone, evaluate, merge, mining
+from . import backbone, combine, evaluate, merge, mining
 from .compression import Quantizers
 from .config import DataConfig, MiningConfig, Preset, StageConfig, differences, load_config, save_config
 from .data import Teacher, load_quadruple, mixed_batches
@@ -40,6 +40,7 @@ from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of,
 
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
+ROWS_IN_MEMORY = 200_000  # of a corpus that is mined: 1.6 GB at 2048 dimensions; vectors of a larger one lie on disk
 
 
 class Run:
@@ -190,12 +191,13 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     todo = [q for q in quadruples if q.name not in known and loss_of(q.task, config) is info_nce]
     if todo:
         miner = run.model(config.mining.miner)
+        large = any(len(quadruple.corpus) > ROWS_IN_MEMORY for quadruple in todo)
+        options = {"batch_size": run.preset.data.batch_size, "progress": run.progress and run.is_main}
 
         def mined(share: Sequence[Quadruple]) -> dict[str, Any]:
-            vectors = evaluate.encoded(
-                miner, share, batch_size=run.preset.data.batch_size, progress=run.progress and run.is_main
-            )
-            return {q.name: _mine(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
+            with TemporaryDirectory(dir=run.folder, prefix="vectors-", ignore_cleanup_errors=True) as folder:
+                vectors = evaluate.encoded(miner, share, folder=Path(folder) if large else None, **options)
+                return {q.name: _mine(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
 
         known |= run.divided(file, sorted(todo, key=len, reverse=True), mined)
     if run.is_main:
@@ -208,7 +210,9 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
 def _mine(quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config: MiningConfig) -> dict[str, Any]:
     setting = {name: value for name, value in asdict(config).items() if name != "miner"}
     found = mining.mine(quadruple, queries, corpus, **setting)
-    return {"rows": [[q.row, q.positives, q.negatives] for q in found.queries], "report": found.report}
+    rows = [[q.row, q.positives, q.negatives] for q in found.queries]
+    histograms = {name: counts.tolist() for name, counts in found.histograms().items() if name != "edges"}
+    return {"rows": rows, "report": found.report, "histograms": histograms}
 
 
 def _with_labels(quadruple: Quadruple, labels: Mapping[str, Any]) -> Quadruple:
@@ -303,8 +307,7 @@ def merge_models(run: Run, stage: str = "s3") -> None:
     vectors, quantizers = [], []
     for source in ("s1", "s2"):
         model = run.model(source)
-        scaling = run.preset.lora_alpha / run.preset.lora_rank
-        vectors.append(merge.task_vector(get_peft_model_state_dict(model.model), scaling))
+        vectors.append(combine.vector_of(model.model))
         quantizers.append(model.quantizers)
     raw = run.model("raw")
     probe = [q.select(range(min(config.probe, len(q)))) for q in mined_data(run, "s1")]
@@ -319,26 +322,15 @@ def merge_models(run: Run, stage: str = "s3") -> None:
 
     with bar:
         found = merge.self_position(loss_at, vectors, mu=config.mu, steps=config.steps, lr=config.lr)
-    adapter = merge.to_adapter(merge.position(vectors, found.a, found.lam), config.rank)
-    raw.backbone.model = raw.model = backbone.add_lora(raw.model, adapter.rank, adapter.rank)
-    set_peft_model_state_dict(raw.model, adapter.state)
+    raw.model, adapter = combine.add_delta(raw.model, merge.position(vectors, found.a, found.lam), config.rank)
+    raw.backbone.model = raw.model
     log = [{"step": i + 1, **row} for i, row in enumerate(found.history)]
     facts = {"a": found.a, "lambda": found.lam, "angle": merge.angle(*vectors), "adapter_error": adapter.error}
     if run.is_main:
         (run.folder / stage).mkdir(parents=True, exist_ok=True)
         (run.folder / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    steps = mean_quantizers(quantizers) if None not in quantizers else None
+    steps = combine.mean_quantizers(quantizers)
     _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
-
-
-def mean_quantizers(quantizers: Sequence[Quantizers]) -> Quantizers:
-    """Learned steps that are the means of those of several models."""
-    mean = Quantizers([int(d) for d in quantizers[0]["int8"]])
-    states = [q.state_dict() for q in quantizers]
-    mean.load_state_dict(
-        {k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()}
-    )
-    return mean.eval()
 
 
 def batch_stream(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from peft import get_peft_model_state_dict
 from PIL import Image
 
 from q3vl_mini import backbone, merge
 from q3vl_mini.cli import main, parser
+from q3vl_mini.combine import vector_of
 from q3vl_mini.config import load_preset, override
 from q3vl_mini.data import load_quadruple
 from q3vl_mini.doctor import Check, doctor_table
@@ -152,12 +152,7 @@ def test_mine_writes_a_quadruple_of_refined_positives_and_its_report(small_check
 def test_merge_gives_the_slerp_of_the_weight_changes(tmp_path, capsys):
     made = result_of(capsys, "merge", "s1", "s2", "--out", str(tmp_path / "m"), "--weights", "1", "3")
     assert made["rank"] <= 64
-    vectors = []
-    for path in ("s1", "s2", tmp_path / "m"):
-        model = backbone.load(path).model
-        config = model.peft_config["default"]
-        vectors.append(merge.task_vector(get_peft_model_state_dict(model), config.lora_alpha / config.r))
-    s1, s2, merged = vectors
+    s1, s2, merged = (vector_of(backbone.load(path).model) for path in ("s1", "s2", tmp_path / "m"))
     omega = merge.angle(s1, s2)
     for name, delta in merged.items():
         expected = (np.sin(0.25 * omega) * s1[name] + np.sin(0.75 * omega) * s2[name]) / np.sin(omega)

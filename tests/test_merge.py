@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from peft.utils.merge_utils import ties as peft_ties
+from scipy.spatial import geometric_slerp
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
@@ -149,6 +150,21 @@ def test_linear_merges_deltas_and_not_factors(adapters):
     assert error > 0.3, "averaging A and B separately is a different model"
 
 
+@pytest.mark.parametrize(("combination", "exact"), [("svd", True), ("cat", True), ("linear", False)])
+def test_linear_equals_pefts_merges_of_deltas_and_not_of_factors(adapters, combination, exact):
+    """peft's "linear" adds A to A and B to B, each times a root of its weight: the wrong variant."""
+    _, (model, _), states = adapters()
+    model.add_adapter("other", model.peft_config["default"])
+    peft.set_peft_model_state_dict(model, states[1], adapter_name="other")
+    options = {"svd_rank": 2 * R} if combination == "svd" else {}
+    model.add_weighted_adapter(["default", "other"], [0.3, 0.7], "merged", combination_type=combination, **options)
+    config, state = model.peft_config["merged"], peft.get_peft_model_state_dict(model, adapter_name="merged")
+    theirs = merge.task_vector(state, config.lora_alpha / config.r)
+    ours = merge.linear([merge.task_vector(s, ALPHA / R) for s in states], [0.3, 0.7])
+    error = (flat(theirs) - flat(ours)).norm() / flat(ours).norm()
+    assert error < 1e-5 if exact else error > 0.3
+
+
 def test_linear_does_not_normalise_its_weights_and_passes_gradients_to_them():
     v1, v2 = random_vectors(2)
     weights = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
@@ -182,8 +198,10 @@ def test_slerp_ends_at_the_vectors_with_their_lengths():
 
 def test_slerp_of_equal_lengths_keeps_the_length_and_turns_evenly_where_the_line_does_not():
     v1, v2 = ({k: x / flat(v).norm() for k, x in v.items()} for v in random_vectors(2))
-    whole = merge.angle(v1, v2)
-    for t, v in merge.path(v1, v2, np.linspace(0, 1, 5)):
+    whole, ts = merge.angle(v1, v2), np.linspace(0, 1, 5)
+    theirs = geometric_slerp(flat(v1).numpy(), flat(v2).numpy(), ts)
+    for (t, v), other in zip(merge.path(v1, v2, ts), theirs, strict=True):
+        np.testing.assert_allclose(flat(v), other, atol=1e-12)
         assert flat(v).norm() == pytest.approx(1, abs=1e-12)
         assert math.acos(min(1, float(flat(v) @ flat(v1)))) == pytest.approx(t * whole, abs=1e-6)
     assert flat(merge.linear([v1, v2])).norm() < 0.9
@@ -561,6 +579,8 @@ def test_full_weights_go_out_and_back_and_keep_dtypes_and_buffers():
     back = merge.to_full(base, vector)
     assert {k: v.dtype for k, v in back.items()} == {k: v.dtype for k, v in base.items()}
     torch.testing.assert_close(back, tuned)
+    halfway = merge.to_full(base, merge.linear([vector, {k: 0 * d for k, d in vector.items()}]))
+    torch.testing.assert_close(halfway["l.weight"], (base["l.weight"] + tuned["l.weight"]) / 2)
     assert torch.equal(merge.to_full(base, {"norm.weight": 0 * vector["norm.weight"]})["l.weight"], base["l.weight"])
 
 

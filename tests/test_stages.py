@@ -79,7 +79,10 @@ def small_preset(checkpoint):
     )
 
 
-def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fake_world, tmp_path, capsys):
+def test_one_command_runs_all_stages_and_writes_the_results(
+    small_checkpoint, fake_world, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(stages, "ROWS_IN_MEMORY", 4)  # mining reads its vectors from disk
     save_config(small_preset(small_checkpoint), tmp_path / "fake.json")
     folder, results = tmp_path / "run", tmp_path / "results" / "fake.json"
     command = ["run", "--config", str(tmp_path / "fake.json"), "--folder", str(folder), "--results", str(results)]
@@ -124,6 +127,9 @@ def test_one_command_runs_all_stages_and_writes_the_results(small_checkpoint, fa
     mined = {stage: json.loads((folder / stage / "mined.json").read_text()) for stage in ("s0", "s1", "reranker", "s2")}
     assert "alike" not in mined["s1"]["labels"] and set(mined["reranker"]["labels"]) == {"find"}
     assert mined["reranker"]["labels"]["find"] == mined["s1"]["labels"]["find"]
+    kept = mined["s1"]["labels"]["find"]
+    assert sum(kept["histograms"]["positives"]) == kept["report"]["positives_kept"] > 0
+    assert not list(folder.glob("vectors-*"))
     teacher = json.loads((folder / "s2" / "teacher.json").read_text())["find"]
     assert len(teacher) == len(mined["s2"]["labels"]["find"]["rows"]) and all(len(row) == 2 for row in teacher.values())
     reranker, asked = Reranker(folder / "reranker" / "model"), fake_quadruple("find", seed=3)
