@@ -4,11 +4,13 @@ A checkpoint is a folder in Hub format: an adapter (peft) or full weights (safet
 template, and `q3vl_mini.json`, the card.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from .templates import EMBEDDER_INSTRUCTION, EMBEDDER_TEMPLATES, RERANKER_TEMPLA
 from .vision import speed_up
 
 CARD_FILE = "q3vl_mini.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 QUANTIZERS_FILE = "quantizers.safetensors"
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]  # no o_proj, as published
 # A checkpoint without a card is an original one: Qwen3-VL itself, or the released embedder and reranker.
@@ -37,12 +40,46 @@ TEMPLATE_WITHOUT_CARD = "released"
 
 @dataclass
 class Backbone:
-    """A loaded checkpoint: the model (wrapped by peft if it is an adapter), its processor, card and learned steps."""
+    """A loaded checkpoint: the model (wrapped by peft if it is an adapter), its processor, card and learned steps.
+
+    `name` is by what it was found, `files` are those that hold its weights, an adapter's and its base's; none for a
+    model that was made in memory or is to be trained.
+    """
 
     model: nn.Module
     processor: Any
     card: dict[str, Any] = field(default_factory=dict)
     quantizers: Quantizers | None = None
+    name: str = "in memory"
+    files: tuple[Path, ...] = ()
+
+    def __post_init__(self):
+        self._loaded = self.model  # what `files` hold; a model that takes its place is another one
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, by which an index knows one model's vectors from another's.
+
+        Of a loaded checkpoint it is over the weights' files, read at the first call: the same on any device and in
+        any dtype. Of a model in memory, of one loaded with trainable=True and of one put in the loaded one's place it
+        is over the weights as they are now, each time. Change weights in place in these alone.
+        """
+        return self._of_files if self.files and self.model is self._loaded else _weights_digest(self.model)
+
+    @cached_property
+    def _of_files(self) -> str:
+        total = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
+
+
+def _weights_digest(model: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, x in sorted(model.state_dict().items()):
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def inner(model: nn.Module) -> Qwen3VLForConditionalGeneration:
@@ -120,7 +157,7 @@ def load(
             raise ValueError(f"{adapter} names no base model; fill in base_model_name_or_path")
         base_folder, base_name = _find(base, relative_to=folder)
         model = _load_full(base_folder, base_name, device, dtype)
-        _require_file(folder, "adapter_model.safetensors")
+        _require_file(folder, ADAPTER_WEIGHTS)
         model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = base_name
     else:
@@ -133,7 +170,13 @@ def load(
         quantizers = Quantizers(sorted({int(name.split(".")[1]) for name in state}))
         quantizers.load_state_dict(state)
         quantizers.eval().to(device)
-    return Backbone(model.eval(), processor, card, quantizers)
+    files = [file for place in dict.fromkeys((folder, base_folder)) for file in _weights_files(place)]
+    return Backbone(model.eval(), processor, card, quantizers, name, () if trainable else tuple(files))
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    adapter = folder / ADAPTER_WEIGHTS
+    return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:

@@ -14,12 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from .backbone import inner
-from .compression import Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
+from .compression import PRECISIONS, Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
 from .forward import PromptModel, as_instance, measure, pad
 from .media import PIXELS, Visual, as_list
 from .templates import EMBEDDER_TEMPLATES, embedder_prompt, prompt_ids
-
-PRECISIONS = ("float32", "int8", "binary")
 
 
 class Embedder(PromptModel):
@@ -46,6 +44,17 @@ class Embedder(PromptModel):
     def quantizers(self) -> Quantizers | None:
         """Learned steps of int8 and binary codes, if the checkpoint has them."""
         return self.backbone.quantizers
+
+    def identity(self, dim: int | None = None) -> dict[str, Any]:
+        """Whose vectors `encode(..., dim=dim)` gives: what an index records and compares (entries.check_identity).
+
+        {"model": the fingerprint of the weights, "name": what the checkpoint is called, "template", "dim"}.
+        """
+        dim = dim or self.dim
+        if not 1 <= dim <= self.dim:
+            raise ValueError(f"an identity of {dim} dimensions; this model has {self.dim}, ask for 1 to {self.dim}")
+        backbone = self.backbone
+        return {"model": backbone.fingerprint(), "name": backbone.name, "template": self.template, "dim": dim}
 
     def collate(
         self, instances: Sequence[Any], instruction: str | None = None, names: Sequence[str] | None = None

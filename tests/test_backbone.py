@@ -1,13 +1,14 @@
 """backbone.py: finding, loading and saving checkpoints, and LoRA exactly as published."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from q3vl_mini import backbone
@@ -254,3 +255,50 @@ def test_the_readme_shows_every_entry_of_the_card():
         assert line in text
     assert "from q3vl_mini.embedder import Embedder" in text
     assert "from q3vl_mini.reranker import Reranker" in model_card("r", {**CARD, "role": "reranker"})
+
+
+# --- whose weights ---
+
+
+@pytest.fixture
+def adapters(data):
+    """Two adapters with different weights, on the shipped base."""
+    for name in ("s0", "s1"):
+        loaded = load("q3vl-small")
+        save(data / "adapters" / name, randomise_lora(add_lora(loaded.model)), loaded.processor, CARD)
+    return data / "adapters"
+
+
+def test_a_fingerprint_is_of_the_weights_wherever_they_lie(adapters, tmp_path):
+    prints = {name: load(name).fingerprint() for name in ("q3vl-small", "s0", "s1")}
+    assert len(set(prints.values())) == 3 and all(re.fullmatch("[0-9a-f]{64}", x) for x in prints.values())
+    shutil.copytree(adapters.parent, tmp_path / "moved")
+    for name in ("q3vl-small", "adapters/s0"):
+        moved = load(tmp_path / "moved" / name, dtype=torch.bfloat16)
+        assert moved.fingerprint() == prints[name.split("/")[-1]]
+    assert load("s0").name == "s0"
+
+
+def test_the_base_of_an_adapter_is_in_its_fingerprint(adapters):
+    before = load("s0").fingerprint()
+    weights = adapters.parent / "q3vl-small" / "model.safetensors"
+    state = load_file(weights)
+    next(iter(state.values())).flatten()[0] += 1
+    save_file(state, weights, metadata={"format": "pt"})
+    assert load("s0").fingerprint() != before
+
+
+def test_a_model_in_training_has_the_fingerprint_of_its_weights_now(adapters):
+    loaded = load("s0", trainable=True)
+    before = loaded.fingerprint()
+    assert loaded.fingerprint() == before
+    randomise_lora(loaded.model)
+    assert loaded.fingerprint() != before
+
+
+def test_a_model_that_took_the_loaded_ones_place_has_its_own_fingerprint(base):
+    before = base.fingerprint()
+    base.model = add_lora(base.model)
+    with_lora = base.fingerprint()
+    randomise_lora(base.model)
+    assert len({before, with_lora, base.fingerprint()}) == 3

@@ -309,3 +309,17 @@ def test_a_warm_batch_is_collated_without_drawing(embedder, monkeypatch):
     twin = (kind, Forbidden(), budget)
     store._features[twin], store._visuals[twin] = store._features[key], store._visuals[key]
     np.testing.assert_allclose(*embedder.encode([{"image": Forbidden()}, {"image": picture(0)}]), atol=1e-6)
+
+
+def test_the_identity_names_weights_template_and_dimension(small_checkpoint, embedder):
+    identity = embedder.identity()
+    assert identity == {
+        "model": load(small_checkpoint).fingerprint(),
+        "name": str(small_checkpoint),
+        "template": "report",
+        "dim": 64,
+    }
+    assert embedder.identity(16) == identity | {"dim": 16}
+    assert Embedder(small_checkpoint, template="released").identity()["template"] == "released"
+    with pytest.raises(ValueError, match="ask for 1 to 64"):
+        embedder.identity(65)
