@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   q3vl-mini mine text_to_image --model s0 --out mined
   q3vl-mini merge s1 s2 --method slerp --out merged
   q3vl-mini embed photos/ --model s3 --out vectors
+  q3vl-mini index create photos.index photos/ --model s3
+  q3vl-mini search photos.index "a red cat" --reranker reranker
   q3vl-mini rerank photos/ "a red cat" --model reranker
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
   q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
@@ -59,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--seed", type=int, help="instead of the preset's")
     config.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value, e.g. stages.s0.steps=9")
     config.add_argument("--tracker", default="auto", help="tensorboard, wandb, ... or none (default: TensorBoard)")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("folder", type=Path, help="of the index")
     table = argparse.ArgumentParser(add_help=False)
     table.add_argument("items", type=Path, help="a .jsonl, .csv or .parquet table, or a folder of files")
     query = argparse.ArgumentParser(add_help=False)
@@ -124,6 +128,42 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--precision", default="float32", choices=("float32", *PRECISIONS))
     command.add_argument("--shard-size", type=int, default=4096, help="items a shard (default 4096)")
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
+
+    index = verbs.add_parser("index", help="make, fill and empty a search index", description="a search index on disk")
+    acts = index.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def act(name: str, function, help: str, *parents, example: str) -> argparse.ArgumentParser:
+        epilog = f"example: q3vl-mini index {name} {example}"
+        made = acts.add_parser(name, parents=[common, folder, *parents], help=help, description=help, epilog=epilog)
+        made.set_defaults(function=function)
+        return made
+
+    command = act(
+        "create", commands.index_create, "an index of a table or a folder", table, batches,
+        example="photos.index photos/ --model s3",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help="the embedder")
+    command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
+    command.add_argument("--precision", default="float32", choices=("float32", *PRECISIONS))
+    command.add_argument("--store", default="faiss", choices=("faiss", "lance"), help="a file in memory, or LanceDB")
+    command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
+    command = act(
+        "add", commands.index_add, "more items; same ids are replaced", table, batches, example="photos.index more/"
+    )
+    command.add_argument("--model", help="the embedder (default: the one that the index records)")
+    command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
+    command = act("delete", commands.index_delete, "items out of it", example="photos.index cat.png")
+    command.add_argument("ids", nargs="+")
+    act("info", commands.index_info, "what it holds, and of which model", example="photos.index")
+
+    command = verb(
+        "search", commands.search, "the best items of an index for a query", folder, query, batches,
+        example='photos.index "a red cat" --reranker reranker',
+    )  # fmt: skip
+    command.add_argument("--model", help="the embedder (default: the one that the index records)")
+    command.add_argument("--rescore", type=int, default=4, help="candidates by codes for each result (default 4)")
+    command.add_argument("--reranker", help="orders the candidates again")
+    command.add_argument("--candidates", type=int, default=100, help="that the reranker reads (default 100)")
 
     command = verb(
         "rerank", commands.rerank, "order the items of a table or folder by relevance to a query",

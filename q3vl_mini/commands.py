@@ -2,10 +2,13 @@
 
 import argparse
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from . import combine, evaluate, mining, pipeline, report, stages
 from .config import Preset, load_config, load_preset, override
@@ -13,10 +16,14 @@ from .data import save_quadruple
 from .doctor import doctor, doctor_table
 from .embedder import Embedder
 from .emoji_world import tasks
-from .items import embed_to_folder, read_items
+from .entries import check_identity
+from .index import Index
+from .items import check_skipped, embed_items, embed_to_folder, read_items
 from .plan import GPUS, plan, plan_table
 from .pretrain import pretrain
+from .records import MODALITIES
 from .reranker import Reranker
+from .stores import LanceStore, Store, open_store
 
 Options = argparse.Namespace
 
@@ -127,6 +134,93 @@ def embed(options: Options) -> Outcome:
     )
     result = {"folder": str(options.out), "skipped": [asdict(item) for item in skipped]}
     return Outcome(f"{options.out}; {len(skipped)} items skipped", result)
+
+
+def index_create(options: Options) -> Outcome:
+    """A new index, or LanceDB store, of the items of a table or folder."""
+    if options.folder.exists():
+        raise ValueError(f"{options.folder} exists; add to it with `q3vl-mini index add`, or give another folder")
+    embedder = Embedder(options.model)
+    dim = options.dim or embedder.dim
+    identity = embedder.identity(dim)
+    kind = Index if options.store == "faiss" else partial(LanceStore, options.folder)
+    return _added(options, embedder, kind(dim, options.precision, identity))
+
+
+def index_add(options: Options) -> Outcome:
+    """More items into a store; those whose ids it has are replaced."""
+    store = open_store(options.folder)
+    return _added(options, _embedder_of(store, options), store)
+
+
+def _added(options: Options, embedder: Embedder, store: Store) -> Outcome:
+    items, skipped = read_items(options.items), []
+    with tqdm(unit="item", disable=options.quiet) as bar:
+        while part := list(islice(items, 64 * options.batch_size)):
+            kept, vectors, bad = embed_items(embedder, part, options.batch_size, dim=store.dim)
+            if kept:
+                rows = [item.id for item in kept], vectors, [item.metadata for item in kept]
+                store.add(*rows, embedder.identity(store.dim), replace=True)
+            skipped += bad
+            bar.update(len(part))
+            check_skipped(skipped, options.limit, options.items)
+    _saved(store, options.folder)
+    result = _described(store, options.folder) | {"skipped": [asdict(item) for item in skipped]}
+    told = "".join(f"\nskipped {item.id}: {item.reason}" for item in skipped)
+    return Outcome(f"{options.folder}: {len(store)} items{told}", result)
+
+
+def _saved(store: Store, folder: Path) -> None:
+    if isinstance(store, Index):  # a database has written already
+        store.save(folder)
+
+
+def _described(store: Store, folder: Path) -> dict[str, Any]:
+    about = {"folder": str(folder), "items": len(store), "dim": store.dim, "precision": store.precision}
+    return about | {"identity": store.identity} | ({"bytes": store.nbytes} if isinstance(store, Index) else {})
+
+
+def index_delete(options: Options) -> Outcome:
+    """Items out of a store, by their ids."""
+    store = open_store(options.folder)
+    gone = store.delete(options.ids)
+    _saved(store, options.folder)
+    return Outcome(f"{options.folder}: {gone} of {len(options.ids)} deleted, {len(store)} left", {"deleted": gone})
+
+
+def index_info(options: Options) -> Outcome:
+    """What a store holds, and of which model."""
+    about = _described(open_store(options.folder), options.folder)
+    return Outcome("\n".join(f"{name}: {value}" for name, value in about.items()), about)
+
+
+def _embedder_of(store: Store, options: Options) -> Embedder:
+    """The embedder that a person names, or the one that the store was made with."""
+    name = options.model or (store.identity or {}).get("name")
+    if not name:
+        raise ValueError(f"{options.folder} does not record its model; give --model")
+    return Embedder(name)
+
+
+def search(options: Options) -> Outcome:
+    """The best items of a store for a query, ordered again by a reranker if one is named."""
+    store = open_store(options.folder)
+    embedder = _embedder_of(store, options)
+    check_identity(store.identity, embedder.identity(store.dim))
+    query = _query(options)
+    k = max(options.k, options.candidates) if options.reranker else options.k
+    [hits] = store.search(embedder.encode([query], dim=store.dim), k, options.rescore)
+    rows = [asdict(hit) for hit in hits]
+    if options.reranker:
+        documents = [{name: hit.metadata[name] for name in MODALITIES if name in hit.metadata} for hit in hits]
+        scores = Reranker(options.reranker).score(query, documents, options.instruction, options.batch_size)
+        rows = [row | {"relevance": float(score)} for row, score in zip(rows, scores, strict=True)]
+        rows = sorted(rows, key=lambda row: -row["relevance"])[: options.k]
+    lines = []
+    for row in rows:
+        judged = f"{row['relevance']:.3f}  " if options.reranker else ""
+        lines.append(f"{judged}{row['score']:.3f}  {row['id']}")
+    return Outcome("\n".join(lines), rows)
 
 
 def rerank(options: Options) -> Outcome:

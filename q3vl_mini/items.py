@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,15 @@ def embed_items(
     return kept, np.concatenate(parts) if parts else np.zeros((0, options.get("dim") or embedder.dim)), skipped
 
 
+def check_skipped(skipped: Sequence[Skipped], limit: int, source: str | Path) -> None:
+    """Stop a job with ValueError once more than `limit` of its items had to be left out."""
+    if len(skipped) > limit:
+        raise ValueError(
+            f"{source}: {len(skipped)} items cannot be embedded, more than {limit}; the first is {skipped[0].id!r} "
+            f"({skipped[0].reason}). Mend them or raise the limit"
+        )
+
+
 def embed_to_folder(
     embedder: Any,
     source: str | Path,
@@ -170,7 +179,7 @@ def embed_to_folder(
     skipped: list[Skipped] = []
     items = read_items(source)
     with tqdm(unit="item", disable=not progress or rank > 0) as bar, open(folder / f"skipped-{rank}.jsonl", "a") as log:
-        for number in range(10**9):
+        for number in count():
             part = list(islice(items, shard_size))
             if not part:
                 return skipped
@@ -184,12 +193,7 @@ def embed_to_folder(
                 log.writelines(json.dumps({"id": b.id, "reason": b.reason}) + "\n" for b in bad)
                 skipped += bad
             bar.update(len(part))
-            if len(skipped) > limit:
-                raise ValueError(
-                    f"{source}: {len(skipped)} items cannot be embedded, more than {limit}; the first is "
-                    f"{skipped[0].id!r} ({skipped[0].reason}). All are in {log.name}; mend them or raise the limit"
-                )
-    return skipped
+            check_skipped(skipped, limit, source)
 
 
 def _claim(folder: Path, card: dict[str, Any]) -> None:

@@ -126,6 +126,42 @@ def test_too_many_bad_items_stop_the_job(tmp_path, small_checkpoint, capsys):
     assert status == 1 and "4 items cannot be embedded, more than 2" in error and "0.png" in error
 
 
+@pytest.mark.parametrize("store", ["faiss", "lance"])
+def test_an_index_is_made_searched_and_changed(store, photos, small_checkpoint, tmp_path, capsys):
+    folder, model = str(tmp_path / "photos.index"), str(small_checkpoint)
+    made = result_of(
+        capsys, "index", "create", folder, str(photos), "--model", model, "--dim", "32", "--store", store, "--quiet"
+    )
+    assert made["items"] == 3 and [bad["id"] for bad in made["skipped"]] == ["broken.jpg"]
+
+    hits = result_of(capsys, "search", folder, "a bird", "-k", "2")  # the index knows its model
+    embedder = Embedder(small_checkpoint)
+    items = [item for item in read_items(photos) if item.id != "broken.jpg"]
+    cosines = embedder.encode([item.instance for item in items], dim=32) @ embedder.encode(["a bird"], dim=32)[0]
+    assert [hit["id"] for hit in hits] == [items[i].id for i in np.argsort(-cosines)[:2]]
+    assert [hit["score"] for hit in hits] == pytest.approx(np.sort(-cosines)[:2] * -1, abs=1e-5)
+
+    ranked = result_of(capsys, "search", folder, "a bird", "--reranker", model)
+    judged = Reranker(small_checkpoint).score("a bird", [item.instance for item in items])
+    expected = {item.id: pytest.approx(float(score), abs=1e-5) for item, score in zip(items, judged, strict=True)}
+    assert {hit["id"]: hit["relevance"] for hit in ranked} == expected
+    assert ranked[0]["relevance"] == max(hit["relevance"] for hit in ranked)
+
+    assert result_of(capsys, "index", "delete", folder, "a.png", "nothing")["deleted"] == 1
+    assert result_of(capsys, "index", "info", folder)["items"] == 2
+    result_of(capsys, "index", "add", folder, str(photos), "--quiet")
+    assert result_of(capsys, "index", "info", folder)["items"] == 3
+
+
+def test_a_search_with_another_model_is_refused(photos, small_checkpoint, tmp_path, capsys):
+    folder = str(tmp_path / "photos.index")
+    result_of(capsys, "index", "create", folder, str(photos), "--model", str(small_checkpoint), "--quiet")
+    status, _, error = called(capsys, "search", folder, "a bird", "--model", "q3vl-tiny")
+    assert status == 1 and "different models" in error
+    status, _, error = called(capsys, "search", str(tmp_path / "nothing"), "a bird")
+    assert status == 1 and "nothing" in error
+
+
 # --- commands -----------------------------------------------------------------------------------------------
 
 
