@@ -23,6 +23,30 @@ def keep_log_until(log: Path, step: int) -> None:
         log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
 
 
+def new_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, to be written in full and then given to `move_into_place`."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Make `new` the folder `folder`. Killed at any moment, `whole_folder` finds the new one or the one before."""
+    old = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def whole_folder(folder: Path) -> Path:
+    """`folder`, or the one before it where `move_into_place` was killed between its two moves."""
+    old = folder.with_name(folder.name + ".old")
+    return old if old.exists() and not folder.exists() else folder
+
+
 def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[str, Any]) -> None:
     """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`."""
     folder = Path(folder)
@@ -37,26 +61,18 @@ def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[st
                     tensors[where] = value
                 else:
                     scalars[where] = value
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True) if folder.exists() or leftover is new else None
-    new.mkdir(parents=True)
+    new = new_folder(folder)
     # safetensors refuses tensors that share memory (tied weights, views): copy what it gets
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / "state.safetensors")
     (new / "state.json").write_text(json.dumps({"meta": meta, "scalars": scalars}))
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    move_into_place(new, folder)
 
 
 def load_checkpoint(folder: Path, optimizers: list) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """(modules' state dicts, meta) of a checkpoint, the optimisers filled; None where there is none yet."""
-    folder = Path(folder)
-    if not folder.exists():  # killed between the two moves: the one before is still there
-        folder = folder.with_name(folder.name + ".old")
-        if not folder.exists():
-            return None
+    folder = whole_folder(Path(folder))
+    if not folder.exists():
+        return None
     try:
         record = json.loads((folder / "state.json").read_text())
         tensors = load_file(folder / "state.safetensors")
