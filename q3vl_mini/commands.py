@@ -23,7 +23,7 @@ from .plan import GPUS, plan, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
-from .stores import LanceStore, Store, open_store
+from .stores import LanceStore, Store
 
 Options = argparse.Namespace
 
@@ -168,6 +168,11 @@ def _added(options: Options, embedder: Embedder, store: Store) -> Outcome:
     result = _described(store, options.folder) | {"skipped": [asdict(item) for item in skipped]}
     told = "".join(f"\nskipped {item.id}: {item.reason}" for item in skipped)
     return Outcome(f"{options.folder}: {len(store)} items{told}", result)
+
+
+def open_store(folder: Path) -> Store:
+    """The index, or LanceDB store, in a folder."""
+    return Index.open(folder) if (folder / "index.json").is_file() else LanceStore.open(folder)
 
 
 def _saved(store: Store, folder: Path) -> None:

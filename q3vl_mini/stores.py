@@ -94,6 +94,22 @@ class LanceStore:
         _check_agreed(kept, asked, f"the store in {folder}")
         self.dim, self.precision, self.identity = kept["dim"], kept["precision"], kept["identity"]
 
+    @classmethod
+    def open(cls, folder: str | Path, identity: Mapping[str, Any] | None = None) -> "LanceStore":
+        """The store in a folder, with the dimension and precision that it was made with.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: `identity` is not that of its vectors.
+        """
+        import lancedb
+
+        database = lancedb.connect(folder) if Path(folder).is_dir() else None
+        if database is None or "entries" not in database.list_tables().tables:
+            raise FileNotFoundError(f"no store in {folder}; give the folder of one, or make one of a dimension")
+        kept = json.loads(database.open_table("entries").schema.metadata[b"q3vl_mini"])
+        check_identity(kept["identity"], identity)
+        return cls(folder, kept["dim"], kept["precision"], kept["identity"])
+
     def __len__(self) -> int:
         return self._table.count_rows()
 

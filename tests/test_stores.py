@@ -216,6 +216,17 @@ def lance(tmp_path):
     return lambda precision: LanceStore(tmp_path / "lance", 64, precision)
 
 
+def test_a_lance_folder_opens_with_what_it_was_made_with(tmp_path):
+    store = LanceStore(tmp_path / "lance", DIM, "int8", IDENTITY)
+    store.add(["a"], unit(1))
+    opened = LanceStore.open(tmp_path / "lance", IDENTITY)
+    assert (len(opened), opened.dim, opened.precision, opened.identity) == (1, DIM, "int8", IDENTITY)
+    with pytest.raises(ValueError, match="template: the index has 'report'"):
+        LanceStore.open(tmp_path / "lance", IDENTITY | {"template": "released"})
+    with pytest.raises(FileNotFoundError, match="no store in .*nothing"):
+        LanceStore.open(tmp_path / "nothing")
+
+
 @pytest.mark.parametrize(("precision", "kind"), [("float32", "IvfFlat"), ("int8", "IvfSq"), ("binary", "IvfRq")])
 def test_an_index_of_lancedb_is_of_the_precision_and_rescored(lance, precision, kind):
     store, documents = lance(precision), unit(1000, 64)
