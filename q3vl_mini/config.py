@@ -51,13 +51,13 @@ class MiningConfig:
 class StageConfig:
     """One stage of training: its data, its loss and its steps.
 
-    tasks: rows of each sub-dataset, by name of an Emoji World task or folder of a saved quadruple. start: the stage
-    whose weights it goes on from; "raw" is the backbone with a fresh adapter. batch_size counts the queries of all
-    processes. n_negatives of the mined ones, and n_random that are drawn from the whole corpus, enter a batch for each
-    query. accumulate: batches a step, each with its own in-batch negatives. chunk_tokens: how many are embedded
-    at once (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's Z_i
-    besides the query's own negatives. loss_per_task: classification and STS get their own loss. teacher_temperature:
-    distillation alone.
+    tasks: rows of each sub-dataset, by name of an Emoji World task or of a public set, or folder of a saved quadruple.
+    start: the stage whose weights it goes on from; "raw" is the backbone with a fresh adapter. batch_size counts the
+    queries of all processes. n_negatives of the mined ones, and n_random that are drawn from the whole corpus, enter a
+    batch for each query. accumulate: batches a step, each with its own in-batch negatives. chunk_tokens: how many are
+    embedded at once (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's
+    Z_i besides the query's own negatives. loss_per_task: classification and STS get their own loss.
+    teacher_temperature: distillation alone.
     """
 
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -109,7 +109,10 @@ class MergeConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sizes of visuals, the cache of their features, and the rows of evaluation."""
+    """Sizes of visuals, the cache of their features, and the rows of evaluation.
+
+    public: the folder of public data sets, local copies and what public_data.prepare makes of them.
+    """
 
     image_min_tokens: int = 4
     image_max_tokens: int = 1280
@@ -123,6 +126,7 @@ class DataConfig:
     test_seed: int = 1
     validation_rows: int = 40  # 0: no validation after each stage
     rerank_top_k: int = 100
+    public: str = "data/public"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from .backbone import add_lora, resolve
 from .config import Preset
 from .data import Batch
 from .embedder import Embedder
+from .public_data.gather import stand_in
+from .public_data.sets import SETS
 from .reranker import Reranker
-from .stages import batch_stream, media_budget, training_data
+from .stages import batch_stream, media_budget, sub_dataset
 from .train import encode_documents, reranker_step
 
 GB = 1e9
@@ -158,20 +160,25 @@ class Tokens:
     longest: int
 
 
-def stage_tokens(preset: Preset, stage: str, n_batches: int = 12, batch_size: int = 16, rows: int = 64) -> Tokens:
+def stage_tokens(preset: Preset, stage: str, n_batches: int = 24, batch_size: int = 8, rows: int = 64) -> Tokens:
     """Measured on batches of the stage's sub-datasets and scaled to its batch size.
 
-    Documents drawn at random stand for the mined negatives. Text is cut by q3vl-tiny's tokenizer, whose vocabulary is
-    small, so words take somewhat more tokens than with Qwen's; visual tokens are exact.
+    Documents drawn at random stand for the mined negatives, and blank pictures and words of about the usual size for
+    public sets, which are not downloaded. Text is cut by q3vl-tiny's tokenizer, whose vocabulary is small, so words
+    take somewhat more tokens than with Qwen's; visual tokens of Emoji World are exact.
     """
     config, data = preset.stages[stage], preset.data
     kind = Reranker if stage == "reranker" else Embedder
     reader = kind(
         "q3vl-tiny", device="cpu", template=preset.template, max_length=data.max_length, budget=media_budget(data)
     )
-    small = replace(config, tasks={name: min(n, rows) for name, n in config.tasks.items()}, batch_size=batch_size)
-    small = replace(small, n_negatives=0, n_random=config.n_negatives + config.n_random)
-    stream = batch_stream(training_data(small, preset.seed), small, n_batches, preset.seed)(0)
+    quadruples = [
+        stand_in(name, min(n, rows)) if name in SETS else sub_dataset(name, min(n, rows), preset.seed)
+        for name, n in config.tasks.items()
+    ]
+    n_random = config.n_negatives + config.n_random
+    small = replace(config, batch_size=batch_size, n_negatives=0, n_random=n_random)
+    stream = batch_stream(quadruples, small, n_batches, preset.seed)(0)
     lengths, visual, queries = [], 0, 0
     for batch in stream:
         queries += len(batch.queries)

@@ -34,6 +34,14 @@ class Clip:
             raise ValueError(f"a Clip needs fps > 0, got {self.fps}")
 
 
+class Rejected(ValueError):
+    """A row, an asset or an answer that is left out: `reason` in a few words to count by, `detail` what was found."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
 @dataclass(frozen=True)
 class Relevance:
     """Labels of one query: rows of the corpus, by position.

@@ -33,6 +33,8 @@ from .lora import fold_lora
 from .losses import info_nce
 from .machine import fast_cpu_dtype
 from .media import MediaBudget
+from .public_data.gather import prepare
+from .public_data.sets import SETS
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
@@ -162,18 +164,27 @@ def media_budget(data: DataConfig) -> MediaBudget:
     )
 
 
-def sub_dataset(name: str, rows: int, seed: int) -> Quadruple:
-    """`rows` training queries of an Emoji World task, or of a folder that data.save_quadruple wrote."""
-    if name not in tasks.TASKS and (Path(name) / "card.json").is_file():
-        quadruple = load_quadruple(name)
-        chosen = np.random.default_rng([seed, 5]).permutation(len(quadruple))[:rows]
-        return quadruple.select(sorted(chosen.tolist()))
-    return tasks.build(name, "train", rows, seed)
+def sub_dataset(name: str, rows: int, seed: int, public: str | Path = DataConfig.public) -> Quadruple:
+    """`rows` training queries of an Emoji World task, a public set, or a folder that data.save_quadruple wrote.
+
+    public: the folder of public sets; one that is not prepared there is prepared now.
+    """
+    if name in tasks.TASKS:
+        return tasks.build(name, "train", rows, seed)
+    if name in SETS:
+        quadruple = load_quadruple(prepare(name, rows, seed, public))
+        return quadruple.select(range(min(rows, len(quadruple))))
+    if not (Path(name) / "card.json").is_file():
+        known = ", ".join([*tasks.TASKS, *SETS])
+        raise ValueError(f"no sub-dataset {name!r}: neither a folder with a card.json, nor one of {known}")
+    quadruple = load_quadruple(name)
+    chosen = np.random.default_rng([seed, 5]).permutation(len(quadruple))[:rows]
+    return quadruple.select(sorted(chosen.tolist()))
 
 
-def training_data(config: StageConfig, seed: int) -> list[Quadruple]:
+def training_data(config: StageConfig, seed: int, public: str | Path = DataConfig.public) -> list[Quadruple]:
     """The sub-datasets of a stage. The same seed for all stages: they share pictures, whose features are kept."""
-    return [sub_dataset(name, rows, seed) for name, rows in config.tasks.items()]
+    return [sub_dataset(name, rows, seed, public) for name, rows in config.tasks.items()]
 
 
 def mined_data(run: Run, stage: str) -> list[Quadruple]:
@@ -184,7 +195,8 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     the explicitly wrong labels are negatives.
     """
     config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
-    quadruples = training_data(config, run.preset.seed)
+    with run.accelerator.main_process_first():  # it prepares what no earlier run did, the others read it
+        quadruples = training_data(config, run.preset.seed, run.preset.data.public)
     if config.mining is None:
         return quadruples
     known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)

@@ -24,6 +24,7 @@ from q3vl_mini.config import (
 )
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world import tasks
+from q3vl_mini.public_data.sets import SETS
 from q3vl_mini.records import Quadruple, Relevance
 from q3vl_mini.reranker import Reranker
 
@@ -225,9 +226,11 @@ def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     preset = load_preset(name)
     assert preset.name == name and set(preset.stages) - {"bootstrap"} == {"s0", "s1", "reranker", "s2"}
     assert preset.stages["s0"].mining.miner == ("bootstrap" if "bootstrap" in preset.stages else "raw")
-    unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(tasks.TASKS)
+    columns = {name: info.column for name, info in tasks.TASKS.items()} | {name: s.task for name, s in SETS.items()}
+    unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(columns)
     assert not unknown
-    assert "similarity" not in preset.stages["s0"].tasks  # graded pairs are no positives for InfoNCE
+    # graded pairs are no positives for InfoNCE
+    assert "sts" not in {columns[task] for stage in ("s0", "reranker", "s2") for task in preset.stages[stage].tasks}
     mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
     assert reranker.start == "raw"  # the report trains it from the backbone, not from s0
     assert reranker.mining in (None, mining) and set(reranker.tasks) <= set(preset.stages["s1"].tasks)
