@@ -99,3 +99,13 @@ def test_the_command_prints_a_table_of_the_stages(capsys):
     main(["plan", "--preset", "colab", "--gpu", "T4", "--backbone", "q3vl-tiny"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].startswith("| stage | tokens a step |") and len(lines) == 2 + len(load_preset("colab").stages)
+
+
+def test_public_sets_are_counted_by_blanks_of_their_size():
+    preset = load_preset("full")
+    only = replace(preset.stages["s0"], tasks={"mmeb/MSCOCO_t2i": 60_000})
+    preset = replace(preset, stages={"s0": only})
+    tokens = stage_tokens(preset, "s0", n_batches=1, batch_size=4, rows=8)
+    pictures = tokens.visual / (only.batch_size / 4) / (640 * 480 / 32**2)  # a token covers 32 x 32 pixels
+    assert pictures == round(pictures) and 4 <= pictures <= 4 + 2 * 4  # a positive and up to two others a query
+    assert 300 < tokens.longest < 400

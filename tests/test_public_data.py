@@ -131,6 +131,12 @@ TEXT_SETS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """`datasets` waits for seconds after a shuffled stream was closed."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory) -> Path:
     """A folder of local copies with a few rows each, in the layout of their repositories."""

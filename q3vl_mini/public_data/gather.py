@@ -143,7 +143,8 @@ def load(
 ) -> Quadruple:
     """`gather` over a set's rows, streamed: from folder/<repository's name> if its table is there, else from the Hub.
 
-    The order is shuffled by `seed`, PublicSet.shuffled rows at a time, so what lies far apart stays far apart.
+    The order is shuffled by `seed` through a buffer of PublicSet.shuffled rows, so what lies far apart in a large set
+    stays far apart.
 
     Raises:
         ConnectionError: neither a local copy nor the Hub is to be had.
