@@ -1,11 +1,10 @@
 """Items on disk and their embeddings on disk: what the commands embed, index and search.
 
 A table (.jsonl, .csv, .parquet) has columns id, text, image, video and instruction, all optional but one of text, image
-and video; paths count from the table's folder, other columns are metadata. A folder gives its pictures, videos and
-.txt files, each an item whose id is its path.
+and video; paths count from the table's folder, an image may be a page (`file.pdf#page=3`), other columns are metadata.
+A folder gives its pictures, videos and .txt files, each an item whose id is its path.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .media import IMAGE_FILES
+from .pages import PdfPage, pdf_page
 from .records import MODALITIES, Instance, validate_instance
+from .tables import TABLES, read_rows
 
 VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-TABLES = (".jsonl", ".csv", ".parquet")
 CARD = "vectors.json"
 
 
@@ -53,9 +52,9 @@ def read_items(source: str | Path) -> Iterator[Item]:
     if source.is_dir():
         yield from _files(source)
     elif source.suffix.lower() in TABLES:
-        if not source.is_file():
-            raise FileNotFoundError(f"no file {source}; give a table ({', '.join(TABLES)}) or a folder")
-        for number, row in enumerate(_rows(source)):
+        for number, row in enumerate(read_rows(source)):
+            if isinstance(row, ValueError):
+                raise row
             yield _item(row, number, source.parent)
     else:
         raise ValueError(f"{source} is neither a folder nor a table; tables end in {', '.join(TABLES)}")
@@ -72,37 +71,17 @@ def _files(folder: Path) -> Iterator[Item]:
             yield Item(name, {"text": path.read_text(encoding="utf-8", errors="replace")}, {"path": str(path)})
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix.lower() == ".parquet":
-        for part in pq.ParquetFile(path).iter_batches(1024):
-            yield from part.to_pylist()
-        return
-    with open(path, encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for number, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number + 1}: not JSON ({error}); write one object a line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number + 1}: a {type(row).__name__}; write one object a line")
-            yield row
-
-
 def _item(row: dict[str, Any], number: int, folder: Path) -> Item:
     row = {name: value for name, value in row.items() if value not in (None, "")}
     instance = {name: row.pop(name) for name in (*MODALITIES, "instruction") if name in row}
     for kind in ("image", "video"):
         if kind in instance:
             values = instance[kind] if isinstance(instance[kind], list) else [instance[kind]]
-            placed = [str(folder / value) if isinstance(value, str) else value for value in values]
+            placed = [(pdf_page(x, folder) or str(folder / x)) if isinstance(x, str) else x for x in values]
             instance[kind] = placed if isinstance(instance[kind], list) else placed[0]
     name = str(row.pop("id", number))
     shown = {k: v for k, v in instance.items() if isinstance(v, (str, list)) and k != "instruction"}
+    shown |= {k: str(v) for k, v in instance.items() if isinstance(v, PdfPage)}
     return Item(name, instance, {**shown, **row})
 
 

@@ -348,10 +348,14 @@ def _upright(frame: "av.VideoFrame") -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
 
 
-def _fit(frames: Tensor, kind: str, budget: MediaBudget, where: str) -> Tensor:
-    """Frames (T, 3, H, W), uint8, at the size that the checkpoint's processor would give them within the budget."""
-    n, _, height, width = frames.shape
-    pairs = 1 if kind == "image" else n // 2
+def fitted_size(
+    frames: int, height: int, width: int, kind: str, budget: MediaBudget, where: str = "item"
+) -> tuple[int, int]:
+    """Height and width that a visual gets within the budget, multiples of 32: what the checkpoint's processor gives.
+
+    frames: of a sampled video, an even number; 1 for an image. Raises ValueError for a shape that has no such size.
+    """
+    pairs = 1 if kind == "image" else frames // 2
     try:
         if kind == "image":
             limits = dict(min_pixels=budget.image_min_tokens * PIXELS, max_pixels=budget.image_max_tokens * PIXELS)
@@ -359,12 +363,19 @@ def _fit(frames: Tensor, kind: str, budget: MediaBudget, where: str) -> Tensor:
         else:
             limits = dict(min_pixels=budget.video_min_tokens * PIXELS, max_pixels=budget.video_max_tokens * PIXELS)
             limits = {name: 2 * pixels for name, pixels in limits.items()}  # of two frames
-            size = video_smart_resize(n, height, width, temporal_factor=2, factor=EDGE, **limits)
+            size = video_smart_resize(frames, height, width, temporal_factor=2, factor=EDGE, **limits)
     except ValueError as error:
         raise ValueError(f"{where}: {width} x {height} pixels ({error}); crop it or add a border") from error
     limit = (budget.image_max_tokens if kind == "image" else budget.video_max_tokens) // pairs
     if size[0] * size[1] > limit * PIXELS:  # so long and thin that the processor's rounding overshoots
-        size = (EDGE, limit * EDGE) if height < width else (limit * EDGE, EDGE)
+        return (EDGE, limit * EDGE) if height < width else (limit * EDGE, EDGE)
+    return size
+
+
+def _fit(frames: Tensor, kind: str, budget: MediaBudget, where: str) -> Tensor:
+    """Frames (T, 3, H, W), uint8, at the size that they get within the budget."""
+    n, _, height, width = frames.shape
+    size = fitted_size(n, height, width, kind, budget, where)
     if size == (height, width):
         return frames
     return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
