@@ -316,6 +316,30 @@ def score_quadruple(
     return _dataset_result(quadruple, metric, values, counts)
 
 
+def score_rows(quadruple: Quadruple, scores: Sequence[np.ndarray], metric: str | None = None) -> DatasetResult:
+    """Score one data set from any scores: for each query one number a document of the corpus, (N,), higher is better.
+
+    For what is not a cosine of vectors, such as BM25. Ties and candidates are treated as in `score_quadruple`.
+    """
+    metric = _metric_of(quadruple, metric)
+    if len(scores) != len(quadruple) or any(len(row) != len(quadruple.corpus) for row in scores):
+        raise ValueError(
+            f"{quadruple.name}: expected {len(quadruple)} rows of {len(quadruple.corpus)} scores, one a document"
+        )
+    if metric == "spearman":
+        documents, labels = _graded_pairs(quadruple)
+        found = [row[document] for row, document in zip(scores, documents, strict=True)]
+        return _dataset_result(quadruple, metric, np.stack([found, labels], axis=1), [(1, 1)] * len(labels))
+    function, k = parse_metric(metric)
+    values, counts = np.empty(len(quadruple)), []
+    for i, labels in enumerate(quadruple.relevance):
+        candidates = np.arange(len(quadruple.corpus)) if labels.candidates is None else np.unique(labels.candidates)
+        relevant = _relevant(quadruple, i, candidates)
+        values[i] = function(positive_ranks(scores[i][candidates], relevant), k)
+        counts.append((len(candidates), int(relevant.sum())))
+    return _dataset_result(quadruple, metric, values, counts)
+
+
 def rerank_quadruple(
     reranker: Any,
     quadruple: Quadruple,
