@@ -1,7 +1,7 @@
 """When two documents are the same but for small things: normalised text, and a hash of what is seen.
 
 A picture's fingerprint says, in a raster of 16 x 16, where it gets darker to the right and downwards (a difference
-hash), and the colours of 4 x 4 parts. It stays nearly the same when a picture is resized or compressed again.
+hash), and the colours of 8 x 8 parts. It stays nearly the same when a picture is resized or compressed again.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ RASTER = 16
 STEP = 6  # grey levels of 255 that count as darker: less is what compression leaves on a flat ground
 BITS = 2 * RASTER * RASTER
 NEAR_BITS = 48  # of the 512 that near duplicates may differ in
-NEAR_SHARE = 0.35  # of the bits set in either picture: a drawing of few lines sets few
-NEAR_COLOUR = 14  # levels of 255 that a part's mean colour may differ by
+NEAR_SHARE = 0.25  # of the bits set in either: a page of text, or a drawing of few lines, sets few
+NEAR_COLOUR = 16  # levels of 255 that a part's mean colour may differ by
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """`edges`: 512 bits, packed, uint8 (64,). `colours`: means of 4 x 4 parts, uint8 (48,)."""
+    """`edges`: 512 bits, packed, uint8 (64,). `colours`: means of 8 x 8 parts, uint8 (192,)."""
 
     edges: np.ndarray
     colours: np.ndarray
@@ -39,8 +39,7 @@ class Fingerprint:
         differing = int(np.bitwise_count(self.edges ^ other.edges).sum())
         set_in_either = int(np.bitwise_count(self.edges | other.edges).sum())
         colours = np.abs(self.colours.astype(int) - other.colours)
-        allowed = min(NEAR_BITS, NEAR_SHARE * set_in_either)
-        return differing <= allowed and int(colours.max()) <= NEAR_COLOUR
+        return differing <= min(NEAR_BITS, NEAR_SHARE * set_in_either) and int(colours.max()) <= NEAR_COLOUR
 
 
 def fingerprint(image: Any) -> Fingerprint:
@@ -50,7 +49,7 @@ def fingerprint(image: Any) -> Fingerprint:
     levels = np.asarray(grey, dtype=int)  # (17, 17)
     right = levels[:-1, :-1] - levels[:-1, 1:] > STEP
     down = levels[:-1, :-1] - levels[1:, :-1] > STEP
-    colours = np.asarray(picture.resize((4, 4), Image.Resampling.BOX))
+    colours = np.asarray(picture.resize((8, 8), Image.Resampling.BOX))
     return Fingerprint(np.packbits(np.concatenate([right.ravel(), down.ravel()])), colours.ravel())
 
 
