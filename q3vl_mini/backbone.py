@@ -260,6 +260,14 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def add_to_card(folder: str | Path, entries: Mapping[str, Any]) -> None:
+    """Write more entries, such as measured scores, into the card and the README.md of a saved checkpoint."""
+    folder = Path(folder)
+    card = json.loads((folder / CARD_FILE).read_text()) | dict(entries)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    (folder / "README.md").write_text(model_card(folder.name, card))
+
+
 def cast_file(file: Path, dtype: torch.dtype) -> None:
     """Rewrite a safetensors file with its floating-point weights in `dtype`."""
     cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in load_file(file).items()}

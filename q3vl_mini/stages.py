@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from peft import PeftModel
 from tqdm.auto import tqdm
 
 from . import backbone, combine, evaluate, merge, mining
@@ -86,13 +87,16 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def model(self, stage: str, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
-        """The Embedder or Reranker that a stage wrote; "raw" is the backbone, with a fresh adapter if trainable."""
+        """The Embedder or Reranker that a stage wrote; "raw" is the preset's backbone."""
         if stage != "raw":
             self.metrics(stage)  # says so if the stage is not finished
-        path = self.preset.backbone if stage == "raw" else self.folder / stage / "model"
+        return self.load(self.preset.backbone if stage == "raw" else self.folder / stage / "model", kind, trainable)
+
+    def load(self, path: str | Path, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
+        """A checkpoint as this run computes with it. If trainable, an adapter goes on, full weights get a fresh one."""
         dtype = getattr(torch, self.preset.dtype) if self.preset.dtype else None
         loaded = backbone.load(path, device=self.accelerator.device, dtype=dtype, trainable=trainable)
-        if stage == "raw":
+        if not isinstance(loaded.model, PeftModel):
             loaded.model.requires_grad_(False)
             if trainable:
                 torch.manual_seed(self.preset.seed)
@@ -209,17 +213,20 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
         def mined(share: Sequence[Quadruple]) -> dict[str, Any]:
             with TemporaryDirectory(dir=run.folder, prefix="vectors-", ignore_cleanup_errors=True) as folder:
                 vectors = evaluate.encoded(miner, share, folder=Path(folder) if large else None, **options)
-                return {q.name: _mine(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
+                return {q.name: mined_labels(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
 
         known |= run.divided(file, sorted(todo, key=len, reverse=True), mined)
     if run.is_main:
         kept = {q.name: known[q.name] for q in quadruples if q.name in known}
         write_json(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
     run.accelerator.wait_for_everyone()
-    return [_with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
+    return [with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
 
 
-def _mine(quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config: MiningConfig) -> dict[str, Any]:
+def mined_labels(
+    quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config: MiningConfig
+) -> dict[str, Any]:
+    """What mining keeps of a sub-dataset, as JSON: [row, positives, negatives] of each query, and the report."""
     setting = {name: value for name, value in asdict(config).items() if name != "miner"}
     found = mining.mine(quadruple, queries, corpus, **setting)
     rows = [[q.row, q.positives, q.negatives] for q in found.queries]
@@ -227,7 +234,8 @@ def _mine(quadruple: Quadruple, queries: np.ndarray, corpus: np.ndarray, config:
     return {"rows": rows, "report": found.report, "histograms": histograms}
 
 
-def _with_labels(quadruple: Quadruple, labels: Mapping[str, Any]) -> Quadruple:
+def with_labels(quadruple: Quadruple, labels: Mapping[str, Any]) -> Quadruple:
+    """The queries that mining kept, with its labels (`mined_labels`)."""
     kept = quadruple.select([row for row, _, _ in labels["rows"]])
     relevance = [Relevance(tuple(positives), tuple(negatives)) for _, positives, negatives in labels["rows"]]
     return replace(kept, relevance=relevance, meta={**kept.meta, "mining": labels["report"]})
@@ -424,11 +432,11 @@ def _validate(run: Run, model: Embedder | Reranker) -> float | None:
     if isinstance(model, Reranker):
         retrieval = {tasks.TASKS[name].column for name in run.preset.stages["reranker"].tasks if name in tasks.TASKS}
         chosen = [q for q in quadruples if q.task in retrieval or not retrieval]
-        return float(np.mean([_pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
+        return float(np.mean([pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
     return evaluate.mean_score(evaluate.evaluate_embedder(model, quadruples, run.preset.data.batch_size))
 
 
-def _pairs_in_order(reranker: Reranker, quadruple: Quadruple, batch_size: int) -> float:
+def pairs_in_order(reranker: Reranker, quadruple: Quadruple, batch_size: int) -> float:
     """Share of queries whose positive has a higher margin than a document drawn at random; chance is 0.5."""
     rng = np.random.default_rng(0)
     pairs = []

@@ -135,6 +135,10 @@ def verdict_page(verdict: Mapping[str, Any]) -> str:
         worse = [c for c, d in lost["columns"].items() if d["word"] == "worse" and c != "mean"]
         if worse:
             lines.append(f"  Worse in {', '.join(worse)}.")
+    if "reranker" in verdict:
+        d = verdict["reranker"]
+        lines += ["", "## The reranker", "", f"- trained against base, over the same {d['top_k']} candidates: "]
+        lines[-1] += f"**{d['word']}**, {_points(d)}."
     lines += [
         "",
         "Scores are in percent. In brackets are 95 % intervals: of scores by the bootstrap over queries, of "
