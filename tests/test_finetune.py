@@ -80,6 +80,7 @@ def full_weights(path):
     return {name: x for name, x in model.state_dict().items() if "language_model" in name}
 
 
+@pytest.mark.slow
 def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path, capsys):
     out = tmp_path / "out"
     options = {"budget": "4steps", "looks": 2, "changes": CHANGES, "reranker": small_checkpoint, "distil": True}
@@ -116,6 +117,7 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
     assert again.verdict["own"] == made.verdict["own"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["full", "adapter"])
 def test_the_merged_model_is_base_plus_lambda_times_the_change(start, small_checkpoint, benchmark, table, tmp_path):
     base = small_checkpoint if start == "full" else random_adapter(small_checkpoint, tmp_path / "base", 1)

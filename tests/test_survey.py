@@ -205,7 +205,6 @@ def planted(tmp_path):
     return tmp_path / "pairs.jsonl", faults
 
 
-@pytest.mark.slow
 def test_fifty_planted_faults_are_named_by_their_rows_and_the_rest_is_used(planted, tmp_path):
     file, faults = planted
     found = survey(file, progress=False)

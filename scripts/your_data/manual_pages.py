@@ -27,12 +27,13 @@ MANUALS = ("R-FAQ", "R-admin", "R-data", "R-exts", "R-intro", "R-ints", "R-lang"
 
 
 def contents(pdf: Path) -> list[tuple[str, int]]:
-    """(title, page from 1) of every entry of a PDF's outline that has a page, titles without their numbers."""
+    """(title, page from 1) of every entry of a PDF's outline that has a page, chapters without number or letter."""
     found = []
     with open_pdf(pdf) as document:
         for entry in document.get_toc():
-            target = entry.get_dest()
-            title = re.sub(r"^(Appendix )?[A-Z0-9]{1,2}(\.\d+)*\s+", "", (entry.get_title() or "").strip())
+            target, title = entry.get_dest(), (entry.get_title() or "").strip()
+            if entry.level == 0:
+                title = re.sub(r"^(\d+|[A-Z]) (?=[A-Z])", "", title)
             if target is not None and target.get_index() is not None and len(title) > 3:
                 found.append((title, target.get_index() + 1))
     return found

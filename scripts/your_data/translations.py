@@ -4,7 +4,7 @@
 
 Source: the PyPI package Django 5.2.8 (Django Software Foundation and translators, djangoproject.com), its gettext
 files. Licence: BSD-3-Clause. Taken: every translated message; of plurals the singular. Needs babel, which comes
-with the extra "notebooks".
+with the extra "test".
 
 A query is the translation, what it should find is the English message; one message is on one side of the split.
 """
