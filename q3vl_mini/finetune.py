@@ -166,6 +166,9 @@ def finetune(
         seed=run.preset.seed,
         progress=progress,
     )
+    asked = {"reranker": None if reranker is None else str(reranker), "distil": distil, "budget": budget}
+    asked |= {"epochs": epochs, "looks": looks, "patience": patience, "data": found.counts["digest"]}
+    _claim(folder, asked)
     found.save(folder)
     say(found)
     test, sizes = found.splits["test"], run.preset.data
@@ -211,6 +214,15 @@ def finetune(
         backbone.add_to_card(place, {"verdict": _for_card(verdict, name)})
     say(verdict_page(verdict))
     return Finetuned(folder, verdict, ship, found.splits)
+
+
+def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """What is in the folder already has to be of the same data and arguments."""
+    file = folder / "arguments.json"
+    if not file.is_file():
+        write_json(file, dict(asked))
+    elif changed := [name for name, value in json.loads(file.read_text()).items() if asked[name] != value]:
+        raise ValueError(f"{folder} holds a run with another {', '.join(changed)}; give another folder, or remove it")
 
 
 def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str] = ()) -> Preset:

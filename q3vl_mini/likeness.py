@@ -111,6 +111,7 @@ class Likeness:
     def __init__(self, budget: MediaBudget):
         self.budget = budget
         self._seen: dict[Hashable, Seen] = {}
+        self._alive: list[Any] = []  # what is known by its id, which another object would get if it were freed
         self._near: dict[str, str] | None = None  # digest -> the least digest of its near duplicates
 
     def see(self, instance: Instance) -> list[Seen]:
@@ -130,9 +131,11 @@ class Likeness:
         )
 
     def _look(self, kind: str, value: Any) -> Seen:
-        key = kind, value if isinstance(value, (str, Path, bytes, PdfPage)) else id(value)
+        by_value = isinstance(value, (str, Path, bytes, PdfPage))
+        key = kind, value if by_value else id(value)
         if key not in self._seen:
             self._seen[key] = look(value, kind, self.budget)
+            self._alive += [] if by_value else [value]
             self._near = None
         return self._seen[key]
 

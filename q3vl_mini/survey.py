@@ -3,6 +3,7 @@
 Nothing that is wrong ends the survey. A row that cannot be used is left out and named; what only looks wrong is named.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -106,6 +107,7 @@ def survey(
     counts["splits"] = {
         side: {"rows": len(sides[side]), "queries": len(q), "documents": len(q.corpus)} for side, q in splits.items()
     }
+    counts["digest"] = _digest(sides, likeness)
     counts["shared"] = _shared(kept, likeness)
     counts["near_duplicates"] = _near_groups(kept, likeness)
     roles = {"query": [p.query for p in kept], "document": [d for p in kept for d in (*p.positives, *p.negatives)]}
@@ -166,6 +168,16 @@ def _once(pairs: Sequence[Pair], likeness: Likeness, faults: list[Fault]) -> Ite
         if {likeness.exact(item) for item in pair.negatives} & set(document):
             faults.append(Fault(pair.row, "negatives", "contradiction", "holds the positive, which is left out of it"))
         yield pair
+
+
+def _digest(sides: Mapping[str, Sequence[Pair]], likeness: Likeness) -> str:
+    """A hash of the pairs and their sides: the same for the same data, in whatever files it comes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for side, pairs in sides.items():
+        for pair in pairs:
+            items = [likeness.exact(item) for item in (pair.query, *pair.positives, *pair.negatives)]
+            digest.update(repr((side, items, pair.query.get("instruction"), pair.score)).encode())
+    return digest.hexdigest()
 
 
 def _kind_of(pair: Pair) -> str:

@@ -115,6 +115,10 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
     again = finetune(table, small_checkpoint, out, qat=True, progress=False, **options)
     assert [file.stat().st_mtime_ns for file in kept] == times
     assert again.verdict["own"] == made.verdict["own"]
+    less = [row for row in map(json.loads, table.read_text().splitlines()) if "number" in row["positive"]]
+    options["budget"] = "5steps"
+    with pytest.raises(ValueError, match="a run with another budget, data; give another folder"):
+        finetune(less, small_checkpoint, out, qat=True, progress=False, **options)
 
 
 @pytest.mark.slow

@@ -238,6 +238,17 @@ def test_a_survey_without_a_usable_row_says_why():
         survey([{"query": "", "positive": "x"}], progress=False)
 
 
+def test_pictures_in_memory_are_told_apart_when_rows_are_dropped():
+    def rows():
+        for i in range(40):  # every second query cannot be opened, and its picture is freed
+            query = b"no picture" if i % 2 else np.asarray(noise(100 + i))
+            yield {"query": query, "positive": noise(i)}
+
+    found = survey(rows(), progress=False)
+    assert [fault.kind for fault in found.faults] == ["unreadable file"] * 20
+    assert found.counts["rows"]["used"] == 20 and found.counts["visuals"]["document"]["number"] == 20
+
+
 def test_graded_pairs_are_all_graded():
     rows = [{"query": f"q{i}", "positive": f"d{i}", "score": i / 40 if i != 7 else None} for i in range(40)]
     found = survey(rows, progress=False)
