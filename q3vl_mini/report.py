@@ -207,7 +207,7 @@ def plot_path(
         raise ValueError(f"a path of {len(points)} points; give at least its two ends")
     panels = {title: [c for c in names if c in points[0]] for title, names in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
-    figure = Figure(figsize=(1.2 + 3.2 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(1.2 + 3.2 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     ts = [point["t"] for point in points]
@@ -219,7 +219,7 @@ def plot_path(
             for mark in (marks or {}).values():
                 axis.plot(mark["t"], 100 * mark[column], "*", color=colour, markersize=13, markeredgecolor="black")
         axis.set(title=title, xlabel=f"t: {ends[0]} at 0, {ends[1]} at 1")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("score, %" + "".join(f"; star: {name}" for name in marks or {}))
