@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, commands, data
+from . import __version__, commands, data, synthesis
 from .combine import METHODS
 from .config import PRECISIONS, preset_names
 from .emoji_world import tasks
 from .plan import GPUS
+from .public_data import __main__ as public_data
 from .stages import RECIPES
 
 EXAMPLES = """examples:
@@ -26,16 +27,24 @@ EXAMPLES = """examples:
   q3vl-mini index create photos.index photos/ --model s3
   q3vl-mini search photos.index "a red cat" --reranker reranker
   q3vl-mini rerank photos/ "a red cat" --model reranker
+  q3vl-mini finetune pairs.csv --model s3 --folder runs/mine --budget 10m
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
   q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
   q3vl-mini doctor                                  what this machine can run, and what is missing
 
 A model is a folder, a shipped name (q3vl-tiny, which is the raw backbone; s0, s1, s2, s3, reranker) or a Hub id.
-Every command but data takes --json, which prints its result for a program, and --debug, which shows where an error
-arose.
+Every command but data, public-data and synthesize takes --json, which prints its result for a program, and --debug,
+which shows where an error arose.
 Exit status: 0 done; 1 failed, the reason on standard error; 2 wrong arguments; 130 interrupted.
 """
+
+# Commands whose arguments are read where they are used; each is also `python -m q3vl_mini.…`.
+OWN_ARGUMENTS = {
+    "data": (data.main, "a contact sheet of a task"),
+    "public-data": (public_data.main, "public data sets as quadruples, prepared once"),
+    "synthesize": (synthesis.main, "quadruples from a folder of pictures and videos, by an annotator model"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,6 +138,23 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--shard-size", type=int, default=4096, help="items a shard (default 4096)")
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
 
+    command = verb(
+        "finetune", commands.finetune_on_pairs, "an embedder on your own pairs, and a verdict: is it better?",
+        example="pairs.csv --model s3 --folder runs/mine --budget 10m",
+    )  # fmt: skip
+    command.add_argument("data", help="a .jsonl, .csv or .parquet table, or a folder of pictures with captions")
+    command.add_argument("--model", required=True, help="the base")
+    command.add_argument("--folder", type=Path, required=True, help="for all results")
+    command.add_argument("--column", action="append", metavar="NAME=COLUMN", help="e.g. query=title")
+    command.add_argument("--kind", action="append", metavar="NAME=KIND", help="e.g. positive=image")
+    command.add_argument("--instruction", help="what is wanted, for queries without one of their own")
+    command.add_argument("--reranker", help="also train this reranker")
+    command.add_argument("--distil", action="store_true", help="let the reranker teach the embedder")
+    command.add_argument("--qat", action="store_true", help="train for int8 and binary codes too")
+    command.add_argument("--budget", help='"10m" or "2h" for all of it, or "1000steps" for each training')
+    command.add_argument("--epochs", type=float, default=8, help="at most (default 8)")
+    command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of finetune.toml")
+
     index = verbs.add_parser("index", help="make, fill and empty a search index", description="a search index on disk")
     acts = index.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -182,7 +208,8 @@ def parser() -> argparse.ArgumentParser:
     command = verb("pretrain", commands.pretrain_backbone, "make Q3VL-tiny, the backbone of the preset tiny")
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
     verb("doctor", commands.examine, "what this machine can run, and what is missing")
-    verbs.add_parser("data", add_help=False, help="a contact sheet of a task; `q3vl-mini data --help`")
+    for name, (_, help) in OWN_ARGUMENTS.items():
+        verbs.add_parser(name, add_help=False, help=f"{help}; `q3vl-mini {name} --help`")
     return top
 
 
@@ -190,18 +217,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `q3vl-mini`; `python -m q3vl_mini` is the same. Returns the exit status."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if options.command == "data":
-        data.main(rest)
-        return 0
-    if rest:
+    own = OWN_ARGUMENTS.get(options.command)
+    if rest and not own:
         top.error(f"unknown arguments {rest}")
     try:
+        if own:
+            own[0](rest)
+            return 0
         outcome = options.function(options)
     except KeyboardInterrupt:
         print("q3vl-mini: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        if options.debug:
+        if getattr(options, "debug", False):
             traceback.print_exc()
         print(f"q3vl-mini {options.command}: {error}", file=sys.stderr)
         return 1

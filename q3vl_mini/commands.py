@@ -17,6 +17,7 @@ from .doctor import doctor, doctor_table
 from .embedder import Embedder
 from .emoji_world import tasks
 from .entries import check_identity
+from .finetune import finetune
 from .index import Index
 from .items import check_skipped, embed_items, embed_to_folder, read_items
 from .plan import GPUS, plan, plan_table
@@ -134,6 +135,32 @@ def embed(options: Options) -> Outcome:
     )
     result = {"folder": str(options.out), "skipped": [asdict(item) for item in skipped]}
     return Outcome(f"{options.out}; {len(skipped)} items skipped", result)
+
+
+def finetune_on_pairs(options: Options) -> Outcome:
+    found = finetune(
+        options.data,
+        options.model,
+        options.folder,
+        columns=_named(options.column),
+        kinds=_named(options.kind),
+        instruction=options.instruction,
+        reranker=options.reranker,
+        distil=options.distil,
+        qat=options.qat,
+        budget=options.budget,
+        epochs=options.epochs,
+        changes=options.set or [],
+        progress=not options.quiet,
+    )
+    return Outcome(f"{found}\n{found.folder}", found.verdict | {"ship": found.ship, "folder": str(found.folder)})
+
+
+def _named(pairs: list[str] | None) -> dict[str, str] | None:
+    """["query=title"] as {"query": "title"}."""
+    if wrong := [pair for pair in pairs or [] if "=" not in pair]:
+        raise ValueError(f"{wrong[0]!r}; write NAME=VALUE, e.g. query=title")
+    return dict(pair.split("=", 1) for pair in pairs) if pairs else None
 
 
 def index_create(options: Options) -> Outcome:

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 
-from . import backbone, evaluate, merge
+from . import backbone, combine, evaluate, merge
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compression import Quantizers
 from .config import Preset, StageConfig, load_config, override
@@ -421,7 +421,8 @@ def position(job: Job, tuned: str) -> None:
     if run.finished("merged"):
         return
     base, model = run.model("raw"), run.model(tuned)
-    before, after = adapter_vector(base.model), adapter_vector(model.model)
+    before = combine.vector_of(base.model) if isinstance(base.model, PeftModel) else {}  # a raw backbone has none
+    after = combine.vector_of(model.model)
     change = merge.linear([after, before], [1, -1]) if before else after
     config = replace(preset.stages["embedder"], batch_size=preset.stages["embedder"].batch_size // 2 or 1)
     options = run.objective(base)[0] | {"quantizers": None, "quantizer_weights": None}
@@ -443,21 +444,12 @@ def position(job: Job, tuned: str) -> None:
     lam = float(np.clip(found.lam, 0, 1))
     parts, factors = ([before, change], [1, lam]) if before else ([change], [lam])
     ranks = [m.model.peft_config["default"].r for m in (base, model) if isinstance(m.model, PeftModel)]
-    adapter = merge.to_adapter(merge.linear(parts, factors), sum(ranks))
     plain = base.model.unload() if isinstance(base.model, PeftModel) else base.model
-    base.backbone.model = base.model = backbone.add_lora(plain, adapter.rank, adapter.rank)
-    set_peft_model_state_dict(base.model, adapter.state)
+    base.model, adapter = combine.add_delta(plain, merge.linear(parts, factors), sum(ranks))
+    base.backbone.model = base.model
     _save(run, "merged", base, model.backbone.quantizers, **{"lambda": lam})
     facts = {"lambda": lam, "lambda_unclipped": found.lam, "adapter_error": adapter.error, "history": found.history}
     write_json(run.folder / "merged" / "metrics.json", facts)
-
-
-def adapter_vector(model: torch.nn.Module) -> merge.Vector:
-    """What a model's adapter adds to its backbone; empty for a model without one."""
-    if not isinstance(model, PeftModel):
-        return {}
-    config = model.peft_config["default"]
-    return merge.task_vector(get_peft_model_state_dict(model), config.lora_alpha / config.r)
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------
