@@ -27,7 +27,7 @@ CARD = "vectors.json"
 
 @dataclass(frozen=True)
 class Item:
-    """One row or file: its id, the instance that is embedded, and what else is known of it."""
+    """One row or file: its id, the instance that is embedded, and metadata: texts and paths of it, other columns."""
 
     id: str
     instance: Instance
@@ -64,11 +64,14 @@ def _files(folder: Path) -> Iterator[Item]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name, kind = path.relative_to(folder).as_posix(), path.suffix.lower()
         if kind in IMAGE_FILES:
-            yield Item(name, {"image": str(path)}, {"path": str(path)})
+            instance = {"image": str(path)}
         elif kind in VIDEO_FILES:
-            yield Item(name, {"video": str(path)}, {"path": str(path)})
+            instance = {"video": str(path)}
         elif kind == ".txt":
-            yield Item(name, {"text": path.read_text(encoding="utf-8", errors="replace")}, {"path": str(path)})
+            instance = {"text": path.read_text(encoding="utf-8", errors="replace")}
+        else:
+            continue
+        yield Item(name, instance, dict(instance))
 
 
 def _item(row: dict[str, Any], number: int, folder: Path) -> Item:
