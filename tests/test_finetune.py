@@ -172,6 +172,7 @@ def test_training_stops_without_gain_and_keeps_the_best_look(run):
     assert any(not torch.equal(seen[2][name], seen[4][name]) for name in seen[2])
 
 
+@pytest.mark.slow
 def test_a_training_that_is_cut_short_goes_on_to_the_same_weights(run, tmp_path):
     quadruple = texts(24, "own")
 
