@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from .compression import Quantizers
 from .config import data_dir
-from .media import PIXELS, MediaBudget
-from .records import MODALITIES
-from .templates import EMBEDDER_INSTRUCTION, EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
+from .templates import EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
 from .vision import speed_up
 
 CARD_FILE = "q3vl_mini.json"
@@ -227,32 +226,37 @@ def save(
     `template`; preset, stage, seed, git revision, scores and whatever else is JSON are welcome. `dtype` is that of
     the weights on disk; None is the model's.
 
-    Everything is written beside `folder` first and moved into place at the end, so an interrupted save leaves the
-    old checkpoint as it was.
+    An interrupted save leaves the old checkpoint as it was (`replacing`). What other libraries read besides is written
+    by export.export.
     """
     folder = Path(folder)
     templates = {"embedder": EMBEDDER_TEMPLATES, "reranker": RERANKER_TEMPLATES}
     if card.get("role") not in templates:
         raise ValueError(f"the card's role is {card.get('role')!r}; expected one of {list(templates)}")
     choose(templates[card["role"]], card.get("template", ""))
+    card = dict(card)
+    with replacing(folder) as new:
+        is_adapter = isinstance(model, PeftModel)
+        model.save_pretrained(new, **({"save_embedding_layers": False} if is_adapter else {}))
+        if is_adapter:
+            card["base"] = _relocate_base(new / "adapter_config.json", folder)
+        if dtype is not None:
+            for file in new.glob("*.safetensors"):
+                cast_file(file, dtype)
+        processor.save_pretrained(new)
+        if quantizers is not None:
+            save_file({name: x.cpu() for name, x in quantizers.state_dict().items()}, new / QUANTIZERS_FILE)
+        (new / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        (new / "README.md").write_text(model_card(folder.name, card))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new, empty folder beside `folder` that takes its place at the end; after an error `folder` is as it was."""
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    is_adapter = isinstance(model, PeftModel)
-    model.save_pretrained(new, **({"save_embedding_layers": False} if is_adapter else {}))
-    card = dict(card)
-    if is_adapter:
-        card["base"] = _relocate_base(new / "adapter_config.json", folder)
-    if dtype is not None:
-        for file in new.glob("*.safetensors"):
-            cast_file(file, dtype)
-    processor.save_pretrained(new)
-    if quantizers is not None:
-        save_file({name: x.cpu() for name, x in quantizers.state_dict().items()}, new / QUANTIZERS_FILE)
-    if card["role"] == "embedder" and not is_adapter:
-        _write_sentence_transformers(new, card["template"], processor, model.config.text_config.hidden_size)
-    (new / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    (new / "README.md").write_text(model_card(folder.name, card))
+    yield new
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -306,52 +310,3 @@ def model_card(name: str, card: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return " ".join(text.replace("|", "\\|").split())
-
-
-def _write_sentence_transformers(folder: Path, template: str, processor: Any, dim: int) -> None:
-    """The files by which sentence-transformers loads a full embedder and gives the same vectors.
-
-    In its dicts, image comes before text: it writes the content in the order of the keys.
-    """
-    chat = processor.chat_template.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
-    ending = EMBEDDER_TEMPLATES[template].ending
-    opens_turn = ending.startswith("<|im_start|>assistant")
-    budget = MediaBudget()
-    pixels = {"shortest_edge": budget.image_min_tokens * PIXELS, "longest_edge": budget.image_max_tokens * PIXELS}
-    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
-    package = "sentence_transformers."
-    modules = ["base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling"]
-    modules.append("base.modules.normalize.Normalize")
-    paths = ["", "1_Pooling", "2_Normalize"]
-    files = {
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": package + module}
-            for i, (path, module) in enumerate(zip(paths, modules, strict=True))
-        ],
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            "modality_config": {
-                **dict.fromkeys(MODALITIES, forward),
-                "message": {**forward, "format": "structured"},
-            },
-            "module_output_name": "token_embeddings",
-            "processing_kwargs": {
-                "chat_template": {
-                    "chat_template": chat + ("" if opens_turn else ending),
-                    "add_generation_prompt": opens_turn,
-                },
-                "image": {"size": pixels},
-            },
-        },
-        "config_sentence_transformers.json": {
-            "model_type": "SentenceTransformer",
-            "prompts": dict.fromkeys(("default", "query", "document"), EMBEDDER_INSTRUCTION),
-            "default_prompt_name": "default",
-            "similarity_fn_name": "cosine",
-        },
-        "1_Pooling/config.json": {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True},
-        "2_Normalize/config.json": {},
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

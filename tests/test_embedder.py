@@ -117,23 +117,6 @@ def test_vectors_are_those_of_plain_transformers(small_checkpoint, template):
     np.testing.assert_allclose(ours, plain_vectors(small_checkpoint, template, items), atol=1e-5)
 
 
-@pytest.mark.parametrize("template", ["report", "released"])
-def test_a_full_checkpoint_gives_the_same_vectors_in_sentence_transformers(small_checkpoint, tmp_path, template):
-    from sentence_transformers import SentenceTransformer
-
-    ours = Embedder(small_checkpoint, template=template)
-    save(tmp_path / "full", ours.model, ours.processor, ours.card)
-    theirs = SentenceTransformer(str(tmp_path / "full"), device="cpu", model_kwargs={"dtype": torch.float32})
-    texts, pictures = ["a red cat", "12 apples are green, no 3"], [picture(0), picture(1, 96, 128)]
-    np.testing.assert_allclose(theirs.encode(texts), ours.encode(texts), atol=1e-5)
-    np.testing.assert_allclose(
-        theirs.encode(texts, prompt="Find it."), ours.encode(texts, instruction="Find it"), atol=1e-5
-    )
-    np.testing.assert_allclose(theirs.encode(pictures), ours.encode([{"image": p} for p in pictures]), atol=1e-5)
-    mixed = [{"image": picture(0), "text": "what is this?"}]  # content in the order of the keys, there
-    np.testing.assert_allclose(theirs.encode(mixed), ours.encode(mixed), atol=1e-5)
-
-
 # --- templates, instructions, cards ---
 
 
