@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   q3vl-mini search photos.index "a red cat" --reranker reranker
   q3vl-mini rerank photos/ "a red cat" --model reranker
   q3vl-mini finetune pairs.csv --model s3 --folder runs/mine --budget 10m
+  q3vl-mini export s3 exported --results results/tiny.json --push me/my-embedder
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
   q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
@@ -196,6 +197,20 @@ def parser() -> argparse.ArgumentParser:
         table, query, batches, example='photos/ "a red cat" --model reranker',
     )  # fmt: skip
     command.add_argument("--model", required=True)
+
+    command = verb(
+        "export", commands.export_model, "a folder that transformers, sentence-transformers and vLLM load",
+        example="runs/tiny/s3/model exported --results results/tiny.json",
+    )  # fmt: skip
+    command.add_argument("model", help="an embedder or a reranker")
+    command.add_argument("out", type=Path, help="the new folder")
+    command.add_argument("--adapter", action="store_true", help="keep the adapter instead of merged weights")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="on disk (default float32)")
+    command.add_argument("--results", type=Path, help="a run's results, for the table of its README.md")
+    command.add_argument("--name", help="what README.md calls it (default: the folder's name, or that of --push)")
+    command.add_argument("--base", help="an adapter's base as others find it, e.g. a Hub id")
+    command.add_argument("--push", metavar="REPO", help="upload it to the Hub under this id; needs a login")
+    command.add_argument("--public", action="store_true", help="with --push: make a new repository public")
 
     command = verb("plan", commands.plan_stages, "memory and hours of a preset's stages on given GPUs; runs nothing")
     command.add_argument("--preset", default="full", help=f"one of {names} (default full), or a file")

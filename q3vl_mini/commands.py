@@ -17,6 +17,7 @@ from .doctor import doctor, doctor_table
 from .embedder import Embedder
 from .emoji_world import tasks
 from .entries import check_identity
+from .export import export, push
 from .finetune import finetune
 from .index import Index
 from .items import check_skipped, embed_items, embed_to_folder, read_items
@@ -271,6 +272,20 @@ def _query(options: Options) -> dict[str, Any]:
     if not set(query) - {"instruction"}:
         raise ValueError("no query; give a text, --image or --video")
     return query
+
+
+def export_model(options: Options) -> Outcome:
+    folder = export(
+        options.model,
+        options.out,
+        merged=not options.adapter,
+        dtype=options.dtype,
+        results=options.results,
+        name=options.name or options.push,
+        base=options.base,
+    )
+    address = push(folder, options.push, private=not options.public) if options.push else None
+    return Outcome(f"{folder}" + (f"\n{address}" if address else ""), {"folder": str(folder), "address": address})
 
 
 def plan_stages(options: Options) -> Outcome:
