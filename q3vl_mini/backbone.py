@@ -30,6 +30,7 @@ from .templates import EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
 from .vision import speed_up
 
 CARD_FILE = "q3vl_mini.json"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 QUANTIZERS_FILE = "quantizers.safetensors"
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]  # no o_proj, as published
@@ -146,15 +147,9 @@ def load(
     folder, name = _find(name_or_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or _default_dtype(device)
-    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
-    card["template"] = template or card.get("template", TEMPLATE_WITHOUT_CARD)
-    choose(EMBEDDER_TEMPLATES, card["template"])
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        if not base:
-            raise ValueError(f"{adapter} names no base model; fill in base_model_name_or_path")
-        base_folder, base_name = _find(base, relative_to=folder)
+    card = _card(folder, template)
+    if (folder / ADAPTER_CONFIG).is_file():
+        base_folder, base_name = _base(folder)
         model = _load_full(base_folder, base_name, device, dtype)
         _require_file(folder, ADAPTER_WEIGHTS)
         model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
@@ -163,17 +158,71 @@ def load(
         base_folder, model = folder, _load_full(folder, name, device, dtype)
     has_processor = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = AutoProcessor.from_pretrained(folder if has_processor else base_folder)
-    quantizers = None
-    if (folder / QUANTIZERS_FILE).is_file():
-        state = load_file(folder / QUANTIZERS_FILE)
-        quantizers = Quantizers(sorted({int(name.split(".")[1]) for name in state}))
-        quantizers.load_state_dict(state)
-        quantizers.eval().to(device)
-    files = [file for place in dict.fromkeys((folder, base_folder)) for file in _weights_files(place)]
-    return Backbone(model.eval(), processor, card, quantizers, name, () if trainable else tuple(files))
+    files = () if trainable else _weights_files(folder, base_folder)
+    return Backbone(model.eval(), processor, card, _quantizers(folder, device), name, files)
 
 
-def _weights_files(folder: Path) -> list[Path]:
+def base_of(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint's full weights: of the base that an adapter names, or else its own."""
+    folder, _ = _find(name_or_path)
+    return _base(folder)[0] if (folder / ADAPTER_CONFIG).is_file() else folder
+
+
+def load_beside(loaded: Backbone, name_or_path: str | Path, adapter_name: str) -> Backbone:
+    """An adapter put onto the weights of `loaded` as `adapter_name`, so that several models need the memory of one.
+
+    Choose one before each forward: `model.set_adapter(adapter_name)`, or `with model.disable_adapter()` for none. The
+    first adapter of a full model wraps it; go on with the model of what is returned.
+
+    Raises ValueError if the checkpoint is no adapter, or one of another base.
+    """
+    folder, name = _find(name_or_path)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{name} is no adapter (no {ADAPTER_CONFIG}), so it has weights of its own; load() it")
+    _require_file(folder, ADAPTER_WEIGHTS)
+    base_folder, base_name = _base(folder)
+    files = _weights_files(folder, base_folder)
+    if files[-1:] != loaded.files[-1:]:  # the base's come last
+        raise ValueError(f"{name} is an adapter of {base_name}, and {loaded.name} has other weights; load() it")
+    model = loaded.model
+    if isinstance(model, PeftModel):
+        model.load_adapter(folder, adapter_name=adapter_name)
+    else:
+        model = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name)
+    quantizers = _quantizers(folder, inner(model).device)
+    return Backbone(model.eval(), loaded.processor, _card(folder, None), quantizers, name, files)
+
+
+def _card(folder: Path, template: str | None) -> dict[str, Any]:
+    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
+    card["template"] = template or card.get("template", TEMPLATE_WITHOUT_CARD)
+    choose(EMBEDDER_TEMPLATES, card["template"])
+    return card
+
+
+def _base(folder: Path) -> tuple[Path, str]:
+    """The folder and name of an adapter's base model."""
+    base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base model; fill in base_model_name_or_path")
+    return _find(base, relative_to=folder)
+
+
+def _quantizers(folder: Path, device: torch.device) -> Quantizers | None:
+    if not (folder / QUANTIZERS_FILE).is_file():
+        return None
+    state = load_file(folder / QUANTIZERS_FILE)
+    quantizers = Quantizers(sorted({int(name.split(".")[1]) for name in state}))
+    quantizers.load_state_dict(state)
+    return quantizers.eval().to(device)
+
+
+def _weights_files(*folders: Path) -> tuple[Path, ...]:
+    """The files that hold the weights of an adapter and its base, each once."""
+    return tuple(file for folder in dict.fromkeys(folders) for file in _files_of(folder))
+
+
+def _files_of(folder: Path) -> list[Path]:
     adapter = folder / ADAPTER_WEIGHTS
     return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
 

@@ -87,6 +87,13 @@ class Reranker(PromptModel):
         rows = self._in_batches(pairs, order, instruction, batch_size, show_progress_bar, "pair")
         return np.array([rows[i] for i in range(len(pairs))], dtype=np.float32)
 
+    def yes_no_logits(self, pairs: Sequence[tuple[Any, Any]], instruction: str | None = None) -> np.ndarray:
+        """logit(yes) and logit(no) of (query, document) pairs, float32 (N, 2), in one batch: `logits` is what they
+        differ by."""
+        with torch.inference_mode():
+            head = inner(self.model).lm_head.weight[[self.yes_id, self.no_id]].float()  # (2, D)
+            return (self.last_state(self.collate(pairs, instruction)) @ head.T).cpu().numpy()
+
     def score(
         self, query: Any, documents: Sequence[Any], instruction: str | None = None, batch_size: int = 32
     ) -> np.ndarray:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from q3vl_mini import backbone
-from q3vl_mini.backbone import LORA_MODULES, add_lora, inner, load, model_card, resolve, save
+from q3vl_mini.backbone import LORA_MODULES, add_lora, base_of, inner, load, load_beside, model_card, resolve, save
 from q3vl_mini.compression import Quantizers
 from q3vl_mini.plan import meta_model, model_config
 
@@ -195,6 +195,32 @@ def test_an_adapter_whose_base_is_gone_says_so(base, tmp_path):
     config.write_text(config.read_text().replace("small", "gone"))
     with pytest.raises(FileNotFoundError, match="no checkpoint '.*gone'"):
         load(tmp_path / "s0")
+
+
+def test_several_adapters_lie_on_the_weights_of_one_base(small_checkpoint, base, tmp_path):
+    bare = hidden(base.model)
+    for name in ("one", "two"):
+        model = add_lora(load(small_checkpoint).model, rank=4)
+        randomise_lora(model)
+        save(tmp_path / name, model, base.processor, {"role": "embedder", "template": "report", "called": name})
+    alone = [hidden(load(tmp_path / name).model) for name in ("one", "two")]
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+    one = load_beside(base, tmp_path / "one", "first")
+    two = load_beside(one, tmp_path / "two", "second")
+    assert two.model is one.model and inner(one.model) is base.model
+    assert one.fingerprint() == load(tmp_path / "one").fingerprint() != two.fingerprint()
+    assert [x.card["called"] for x in (one, two)] == ["one", "two"]
+    for name, expected in (("first", alone[0]), ("second", alone[1]), ("first", alone[0])):
+        two.model.set_adapter(name)
+        torch.testing.assert_close(hidden(two.model), expected)
+    with two.model.disable_adapter():
+        torch.testing.assert_close(hidden(two.model), bare)
+    assert base_of(tmp_path / "one") == base_of(small_checkpoint) == small_checkpoint.resolve()
+    with pytest.raises(ValueError, match="is no adapter"):
+        load_beside(two, small_checkpoint, "third")
+    other = load(shutil.copytree(small_checkpoint, tmp_path / "other"))
+    with pytest.raises(ValueError, match="one is an adapter of .*small, and .*other has other weights"):
+        load_beside(other, tmp_path / "one", "first")
 
 
 def test_full_weights_come_back(base, tmp_path):

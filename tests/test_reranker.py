@@ -47,7 +47,7 @@ def content(item):
     return {kind: [x for x in (v if isinstance(v, list) else [v]) if x] for kind, v in fields.items()}
 
 
-def test_margins_are_those_of_the_language_models_own_head(small_checkpoint, margins):
+def test_logits_are_those_of_the_language_models_own_head(small_checkpoint, reranker, margins):
     """The released prompt by the chat template and processor, and logits of the whole vocabulary by transformers."""
     processor = AutoProcessor.from_pretrained(small_checkpoint)
     model = Qwen3VLForConditionalGeneration.from_pretrained(small_checkpoint, dtype=torch.float32).eval()
@@ -57,7 +57,8 @@ def test_margins_are_those_of_the_language_models_own_head(small_checkpoint, mar
         'answer can only be "yes" or "no".'
     )
     instruction = "Given a search query, retrieve relevant candidates that answer the query."
-    for pair, margin in zip(PAIRS, margins, strict=True):
+    both = reranker.yes_no_logits(PAIRS)
+    for pair, margin, yes_and_no in zip(PAIRS, margins, both, strict=True):
         user, images, videos = [{"type": "text", "text": f"<Instruct>: {instruction}"}], [], []
         for prefix, item in zip(("<Query>:", "\n<Document>:"), pair, strict=True):
             fields = content(item)
@@ -79,6 +80,7 @@ def test_margins_are_those_of_the_language_models_own_head(small_checkpoint, mar
         with torch.no_grad():
             logits = model(**processor(text=[text], return_tensors="pt", **media)).logits[0, -1]
         assert margin == pytest.approx((logits[yes] - logits[no]).item(), abs=2e-5)
+        np.testing.assert_allclose(yes_and_no, logits[[yes, no]], atol=2e-5)
     assert margins.std() > 0.01  # the pairs differ
 
 
