@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=900
 
 .DEFAULT_GOAL := help
-.PHONY: help env run pretrain artifacts lab notebooks test test-fast lint clean
+.PHONY: help env run pretrain artifacts demo lab notebooks test test-fast lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ pretrain: env ## pre-train the small backbone Q3VL-tiny again (hours)
 
 artifacts: env ## train and measure again all that is shipped: backbone, adapters, results, README's table (hours)
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/remake_artifacts.py
+
+demo: env ## the search demo in a browser
+	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini demo
 
 lab: env ## the course in JupyterLab
 	HF_HUB_OFFLINE=1 $(BIN)/jupyter lab notebooks

@@ -7,7 +7,6 @@ template, and `q3vl_mini.json`, the card.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import nn
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
+from .checkpoint import move_into_place, new_folder
 from .compression import Quantizers
 from .config import data_dir
 from .templates import EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
@@ -288,7 +288,7 @@ def save(
         is_adapter = isinstance(model, PeftModel)
         model.save_pretrained(new, **({"save_embedding_layers": False} if is_adapter else {}))
         if is_adapter:
-            card["base"] = _relocate_base(new / "adapter_config.json", folder)
+            card["base"] = _relocate_base(new / ADAPTER_CONFIG, folder)
         if dtype is not None:
             for file in new.glob("*.safetensors"):
                 cast_file(file, dtype)
@@ -302,15 +302,9 @@ def save(
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new, empty folder beside `folder` that takes its place at the end; after an error `folder` is as it was."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new = new_folder(folder)
     yield new
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    move_into_place(new, folder)
 
 
 def add_to_card(folder: str | Path, entries: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   q3vl-mini rerank photos/ "a red cat" --model reranker
   q3vl-mini finetune pairs.csv --model s3 --folder runs/mine --budget 10m
   q3vl-mini export s3 exported --results results/tiny.json --push me/my-embedder
+  q3vl-mini demo                                    search in a browser
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
   q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
@@ -197,6 +198,15 @@ def parser() -> argparse.ArgumentParser:
         table, query, batches, example='photos/ "a red cat" --model reranker',
     )  # fmt: skip
     command.add_argument("--model", required=True)
+
+    command = verb("demo", commands.open_demo, "search, compare, map and judge pairs in a browser", example="--share")
+    command.add_argument("--host", help="0.0.0.0 for every address of this machine (default: this machine alone)")
+    command.add_argument("--port", type=int, help="default: a free one from 7860 on")
+    command.add_argument("--share", action="store_true", help="also an address at gradio.live for 72 hours")
+    command.add_argument("--folder", type=Path, help="below which the page may index files where they lie")
+    command.add_argument("--models", nargs="+", help="embedders (default: the shipped ones)")
+    command.add_argument("--reranker", default="reranker", help="default: the shipped one")
+    command.add_argument("--home", type=Path, help="where vectors and collections are kept (default ~/.q3vl_mini)")
 
     command = verb(
         "export", commands.export_model, "a folder that transformers, sentence-transformers and vLLM load",

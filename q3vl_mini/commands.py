@@ -274,6 +274,14 @@ def _query(options: Options) -> dict[str, Any]:
     return query
 
 
+def open_demo(options: Options) -> Outcome:
+    from .demo.app import launch  # gradio is an extra
+
+    names = ("host", "port", "share", "folder", "models", "reranker", "home")
+    launch(**{name: getattr(options, name) for name in names})
+    return Outcome("", None)
+
+
 def export_model(options: Options) -> Outcome:
     folder = export(
         options.model,
