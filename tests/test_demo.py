@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from q3vl_mini.compression import truncate
+from q3vl_mini.compression import PRECISIONS, truncate
 from q3vl_mini.data import video_bytes
 from q3vl_mini.demo import markup, uploads
 from q3vl_mini.demo.app import build
 from q3vl_mini.demo.collections import Collections, files_below
-from q3vl_mini.demo.engine import PRECISIONS, Engine, Result, Settings
+from q3vl_mini.demo.engine import Engine, Result, Settings
 from q3vl_mini.demo.examples import examples
 from q3vl_mini.demo.gallery import make_gallery, scene_title
 from q3vl_mini.demo.items import Item, model_view, thumbnail
@@ -298,8 +298,8 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(tmp_path, monkeypatch
     picture = png(tmp_path / "a.png", size=(300, 300))
     clip = tmp_path / "a.mkv"
     clip.write_bytes(video_bytes(Clip(np.zeros((4, 32, 32, 3), np.uint8), 2.0)))
-    monkeypatch.setattr(uploads, "load_image", None)
-    monkeypatch.setattr(uploads, "load_video", None)
+    monkeypatch.setattr("q3vl_mini.media.load_image", None)
+    monkeypatch.setattr("q3vl_mini.media.load_video", None)
     for limit, value, file, message in [
         ("IMAGE_PIXELS", 89_999, picture, "300 x 300 pixels"),
         ("IMAGE_BYTES", 100, picture, "a picture may have"),
@@ -318,6 +318,9 @@ def test_a_query_may_mix_words_and_files(tmp_path):
     assert query["text"] == ["in red"] and len(query["image"]) == 2
     with pytest.raises(ValueError, match="type some words or add a picture or a clip"):
         read_query("  ", [])
+    with pytest.raises(ValueError, match="5 files are more than a query may have; take 4 at most"):
+        read_query("", 5 * pictures[:1])
+    assert len(read_query("a" * 5000, [])["text"][0]) == 2000
 
 
 # --- own collections
@@ -354,6 +357,17 @@ def test_a_collection_is_filled_found_kept_and_deleted(mine, tmp_path, engine):
 
     again.delete("ada", id)
     assert again.names("ada") == {} and not collection.folder.exists()
+
+
+def test_a_deleted_collection_does_not_come_back(mine, tmp_path, models):
+    collections = Collections(tmp_path / "home")
+    id = collections.create("ada", "x")
+    collection = collections.get("ada", id)
+    list(collection.add([mine / "a.png"]))
+    collections.delete("ada", id)
+    with pytest.raises(ValueError, match="“x” is gone"):  # somebody was still searching it
+        collection.vectors(models, "s1")
+    assert not collection.folder.exists()
 
 
 def test_the_same_content_is_taken_once(mine, tmp_path):

@@ -7,9 +7,10 @@ from threading import Thread
 
 import gradio as gr
 
+from ..compression import PRECISIONS
 from . import markup
 from .collections import Collections
-from .engine import PRECISIONS, RERANKED, Engine
+from .engine import RERANKED, Engine
 from .examples import INSTRUCTIONS, Example, examples
 from .gallery import gallery
 from .items import KINDS
@@ -91,7 +92,7 @@ def launch(
             machine alone, and a free port from 7860 on.
         share: also an address at gradio.live for 72 hours, for everybody who knows it.
         folder: below which the page may index files where they lie.
-        models, reranker: checkpoints; see models.Models.
+        models, reranker: checkpoints; see models.Models. The last of the models is the one to begin with.
         home: where vectors and collections are kept; None is $Q3VL_MINI_HOME, or .q3vl_mini in the user's folder.
         public: give each visitor collections of their own; None does so if it is shared or listens to more than this
             machine.

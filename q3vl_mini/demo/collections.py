@@ -51,8 +51,10 @@ class Collection(Shelf):
         for done, file in enumerate(files, 1):
             try:
                 self._take(read_upload(file))
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 yield Step(done, len(files), str(error))
+            except OSError as error:
+                yield Step(done, len(files), f"{Path(file).name} cannot be read ({error.strerror})")
             else:
                 yield Step(done, len(files))
 
@@ -87,9 +89,10 @@ class Collections:
         self._open: dict[Path, Collection] = {}  # one object for each, whoever asks for it
 
     def names(self, owner: str) -> dict[str, str]:
-        """Names of an owner's collections, by the id that `get` and `delete` take; the oldest first."""
-        cards = sorted(self._folder(owner).glob(f"*/{CARD}"), key=lambda card: card.parent.stat().st_ctime_ns)
-        return {card.parent.name: json.loads(card.read_text(encoding="utf-8"))["name"] for card in cards}
+        """Names of an owner's collections, by the id that `get` and `delete` take; in alphabetical order."""
+        cards = self._folder(owner).glob(f"*/{CARD}")
+        names = {card.parent.name: json.loads(card.read_text(encoding="utf-8"))["name"] for card in cards}
+        return dict(sorted(names.items(), key=lambda pair: pair[1].casefold()))
 
     def create(self, owner: str, name: str) -> str:
         """A new, empty collection; returns its id. ValueError for a name that is empty or taken, or one too many."""

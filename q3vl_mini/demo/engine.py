@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..compression import truncate
+from ..compression import PRECISIONS, truncate
 from ..records import Instance
 from .items import Item
 from .models import Models
 from .shelf import Shelf
 
-PRECISIONS = ("float32", "int8", "binary")
 RESCORED = 4  # candidates by codes for each result, ordered again by the float vectors
 RERANKED = 16  # results that the reranker reads
 
@@ -139,6 +138,7 @@ class Engine:
 
         Raises:
             ValueError: no such model or precision, a query that cannot be read, more dimensions than there are.
+            FileNotFoundError: the checkpoint is missing.
         """
         dim = settings.dim or self.models.dim(settings.model)
         possible = [p for p in PRECISIONS if p != "binary" or dim % 8 == 0]

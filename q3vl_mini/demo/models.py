@@ -6,17 +6,16 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from ..media import MediaBudget
-
 if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..embedder import Embedder
     from ..forward import PromptModel, VisualStore
+    from ..media import MediaBudget
     from ..reranker import Reranker
 
 SHIPPED = {"raw": "q3vl-tiny", "s0": "s0", "s1": "s1", "s2": "s2", "s3": "s3"}
-# Q3VL-tiny is trained on pictures of 4 to 36 visual tokens; a larger model gains from more.
-TINY_BUDGET = MediaBudget(image_max_tokens=36, video_max_tokens=144, fps=2.0, max_frames=16)
+# Of a MediaBudget. Q3VL-tiny is trained on pictures of 4 to 36 visual tokens; a larger model gains from more.
+TINY_BUDGET = dict(image_max_tokens=36, video_max_tokens=144, fps=2.0, max_frames=16)
 STORE_BYTES = 256 * 2**20
 
 
@@ -37,12 +36,12 @@ class Models:
         self,
         embedders: Sequence[str] | None = None,
         reranker: str | None = "reranker",
-        budget: MediaBudget | None = None,
+        budget: "MediaBudget | None" = None,
     ):
         self.paths = {name: SHIPPED.get(name, name) for name in (SHIPPED if embedders is None else embedders)}
         if not self.paths:
             raise ValueError("no embedders; name at least one, e.g. ['s3']")
-        self.reranker_path, self.budget = reranker, budget or TINY_BUDGET
+        self.reranker_path, self.budget = reranker, budget
         self._lock = RLock()
         self._bases: dict[Path, tuple[Backbone, VisualStore]] = {}  # by folder
         self._adapted: dict[Path, Backbone] = {}  # the adapter put on last; its model has all of that base
@@ -105,6 +104,7 @@ class Models:
     def _load(self, path: str, kind: type) -> tuple["PromptModel", Path, str | None]:
         from ..backbone import base_of, load, load_beside, resolve
         from ..forward import VisualStore
+        from ..media import MediaBudget
 
         base, adapter = base_of(path), None
         if base not in self._bases:
@@ -115,4 +115,5 @@ class Models:
             backbone = self._adapted[base] = load_beside(self._adapted.get(base, backbone), path, adapter)
         if backbone.card.get("role", kind.role) != kind.role:
             raise ValueError(f"{path} is a checkpoint of the role {backbone.card['role']!r}, not {kind.role!r}")
-        return kind.from_backbone(backbone, budget=self.budget, store=store), base, adapter
+        budget = self.budget or MediaBudget(**TINY_BUDGET)
+        return kind.from_backbone(backbone, budget=budget, store=store), base, adapter

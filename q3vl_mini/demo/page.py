@@ -20,6 +20,7 @@ from .uploads import read_query
 GALLERY = "gallery"
 LOCAL = "local"  # whose collections these are where the demo has one user
 COMPARED = 9  # results of each side
+INSTRUCTION = 300  # characters
 FAULTS = (ValueError, FileNotFoundError)  # their texts are written for the user
 
 
@@ -150,7 +151,8 @@ class Page:
             shelf = self.shelf(where, visitor)
             for bar in self._looking(shelf, model):
                 yield bar, gr.skip(), gr.skip(), gr.skip()
-            drawn = self.engine.map(shelf, model, query={"text": words} if words.strip() else None)
+            query = read_query(words, []) if words.strip() else None
+            drawn = self.engine.map(shelf, model, query=query)
         except FAULTS as error:
             yield markup.status(str(error), bad=True), gr.skip(), gr.skip(), gr.skip()
             return
@@ -174,7 +176,7 @@ class Page:
         """Status and scores."""
         try:
             one, other = (_instance(box, f"the {name}") for box, name in ((query, "query"), (document, "document")))
-            score = self.engine.score_pair(one, other, model, instruction or "")
+            score = self.engine.score_pair(one, other, model, _shortened(instruction))
         except FAULTS as error:
             return markup.status(str(error), bad=True), gr.skip()
         return markup.status(f"{sum(score.ms.values()):.0f} ms."), markup.pair(score)
@@ -263,8 +265,12 @@ def _instance(box: dict | None, what: str = "the query") -> dict[str, Any]:
         raise ValueError(f"{what}: {error}") from error
 
 
+def _shortened(instruction: str | None) -> str:
+    return (instruction or "").strip()[:INSTRUCTION]
+
+
 def _settings(instruction: str | None, kinds: Sequence[str], chosen: Sequence[Any]) -> Settings:
     """chosen: model, dim, precision, rescore, rerank."""
     model, dim, precision, rescore, rerank = chosen
     kinds = () if set(kinds) >= set(KINDS) else tuple(kinds)
-    return Settings(model, int(dim), precision, rescore, rerank, (instruction or "").strip(), kinds)
+    return Settings(model, int(dim), precision, rescore, rerank, _shortened(instruction), kinds)

@@ -31,6 +31,7 @@ class Shelf:
 
     def __init__(self, name: str, items: Sequence[Item], folder: str | Path):
         self.name, self.items, self.folder = name, list(items), Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._indexes: dict[tuple, Index] = {}
         self._embedding = Lock()
 
@@ -53,6 +54,8 @@ class Shelf:
         left = len(self.items)
         while left:
             with self._embedding:
+                if not self.folder.is_dir():
+                    raise ValueError(f"“{self.name}” is gone, somebody has deleted it; choose another one")
                 known = self._read(models, model)
                 missing = [item for item in self.items if item.id not in known]
                 batch = missing[:BATCH]
@@ -107,7 +110,6 @@ class Shelf:
 
     def _write(self, models: Models, model: str, known: dict[str, np.ndarray]) -> None:
         file = self._file(models, model)
-        file.parent.mkdir(parents=True, exist_ok=True)
         rows = {item.id: known[item.id] for item in self.items if item.id in known}
         new = file.with_suffix(".new")
         save_file({"vectors": np.stack(list(rows.values()))}, new, metadata={"ids": json.dumps(list(rows))})

@@ -13,7 +13,6 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..media import MediaBudget, load_image, load_video
 from ..records import Clip, Instance
 from .items import frame_seconds
 
@@ -21,6 +20,7 @@ MB = 2**20
 IMAGE_BYTES, VIDEO_BYTES, TEXT_BYTES = 20 * MB, 50 * MB, 64 * 1024
 IMAGE_PIXELS, VIDEO_PIXELS, VIDEO_SECONDS = 50_000_000, 1920 * 1200, 120
 TEXT_CHARACTERS = 2_000
+QUERY_FILES = 4
 EDGE = 1024  # pixels a side that are kept of a picture
 CLIP_EDGE = 256
 FPS, MAX_FRAMES = 2.0, 32
@@ -71,12 +71,14 @@ def read_upload(path: str | Path) -> Upload:
             if getattr(image, "n_frames", 1) > 1:
                 return Upload("clip", title, {"video": _moving(image)})
             return Upload("picture", title, {"image": _shrunk(image, EDGE)})
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a file may be made so that its decoder fails in any way
             raise ValueError(f"{name} is damaged or not a real picture; open and save it again, or drop it") from error
 
 
 def read_query(text: str | None, files: Sequence[str | Path]) -> Instance:
-    """Words and files of a search box as one instance. ValueError as `read_upload`, or if there is nothing."""
+    """Words and files of a search box as one instance. ValueError as `read_upload`, for nothing, and for too much."""
+    if len(files) > QUERY_FILES:
+        raise ValueError(f"{len(files)} files are more than a query may have; take {QUERY_FILES} at most")
     instance: dict[str, list] = {}
     texts = [text.strip()[:TEXT_CHARACTERS]] if text and text.strip() else []
     for upload in map(read_upload, files):
@@ -97,6 +99,8 @@ def _require_size(name: str, size: int, limit: int, what: str) -> None:
 
 def _shrunk(image: Image.Image, edge: int) -> Image.Image:
     """The picture upright, as RGB over white, at most `edge` pixels a side."""
+    from ..media import load_image  # here and below, because its imports take seconds: the page does not wait for them
+
     image = Image.fromarray(load_image(ImageOps.exif_transpose(image)))
     image.thumbnail((edge, edge))
     return image
@@ -121,11 +125,14 @@ def _moving(image: Image.Image) -> Clip:
 
 
 def _read_clip(path: Path, name: str) -> Clip:
+    from ..media import MediaBudget, load_video
+
     content, damaged = path.read_bytes(), f"{name} is damaged or has no pictures; convert it to MP4, or drop it"
     try:
         with av.open(io.BytesIO(content)) as container:
             stream = container.streams.video[0]
-            width, height, seconds = stream.width, stream.height, (container.duration or 0) / av.time_base
+            width, height = stream.width or 0, stream.height or 0
+            seconds = (container.duration or 0) / av.time_base
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(damaged) from error
     if width * height > VIDEO_PIXELS or seconds > VIDEO_SECONDS:
