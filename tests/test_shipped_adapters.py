@@ -9,6 +9,7 @@ from q3vl_mini.config import data_dir
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.reranker import Reranker
+from q3vl_mini.stages import pairs_in_order
 
 ADAPTERS = data_dir() / "adapters"
 
@@ -53,3 +54,10 @@ def test_the_shipped_reranker_scores_pairs_between_0_and_1_and_ranks_by_score():
     assert np.all((scores > 0) & (scores < 1)) and len(set(scores.tolist())) == 8
     ranked = reranker.rank(query, documents, instruction=quadruple.instruction)
     assert [row["corpus_id"] for row in ranked] == np.argsort(-scores, kind="stable").tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["same_thing", "image_to_text"])
+def test_the_shipped_reranker_puts_the_positive_before_a_document_drawn_at_random(task):
+    share = pairs_in_order(Reranker(ADAPTERS / "reranker"), build(task, "validation", 60, 3), batch_size=60)
+    assert share > 0.7  # chance is 0.5
