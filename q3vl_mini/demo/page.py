@@ -226,9 +226,13 @@ class Page:
         yield said, markup.plain_cards(collection.items), *same[1:], None
 
     def stopped(self, chosen: str | None, visitor: str) -> tuple[str, Any]:
-        """Status and contents after a cancelled `index`: what was done is kept."""
+        """Status and contents after a cancelled `index`: what was done is kept.
+
+        chosen: an id, or still the name of a collection that was new, if the page has not heard of its id yet.
+        """
         try:
-            collection = self.own(chosen, visitor)
+            ids = {name: id for id, name in self.collections.names(self.owner(visitor)).items()}
+            collection = self.own(ids.get(" ".join((chosen or "").split()), chosen), visitor)
         except ValueError:
             return markup.status("Stopped."), gr.skip()
         said = f"Stopped. “{collection.name}” has {len(collection)} items; index again to go on."
