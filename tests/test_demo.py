@@ -373,9 +373,9 @@ def test_a_deleted_collection_does_not_come_back(mine, tmp_path, models):
 def test_the_same_content_is_taken_once(mine, tmp_path):
     collections = Collections(tmp_path / "home")
     collection = collections.get("ada", collections.create("ada", "x"))
-    shutil.copy(mine / "a.png", mine / "copy.png")
-    problems = [step.problem for step in collection.add([mine / "a.png", mine / "copy.png"])]
-    assert problems == ["", "copy is there already"] and len(collection) == 1
+    shutil.copytree(mine, mine / "copy")
+    list(collection.add([*sorted(mine.glob("*.*")), *sorted((mine / "copy").iterdir())]))
+    assert [item.title for item in collection.items] == ["a", "b", "c", "d"]
 
 
 def test_a_cancelled_indexing_keeps_what_came_before(mine, tmp_path):
@@ -483,8 +483,18 @@ def test_an_indexing_reports_progress_and_what_was_left_out(engine, shelf, tmp_p
     page = Page(engine, shelf, Collections(tmp_path / "home"), folder=mine)
     said = [step[0] for step in page.index("mine", None, ".", "s1", "")]
     assert "files read: 3 of 5" in said[3] and "items embedded: 4 of 4" in said[-2]
-    assert "“mine” has 4 items. 4 of 5 files were added." in said[-1] and "Left out: bad.png" in said[-1]
+    assert "“mine” has 4 items. 4 of 5 files are in it." in said[-1] and "Left out: bad.png" in said[-1]
     [(_, id)] = page.owned("")
+
+    (mine / "bad.png").unlink()
+    (mine / "e.txt").write_text("more words", encoding="utf-8")
+    steps = page.index(id, None, ".", "s1", "")
+    next(steps), next(steps)
+    page.cancel("")
+    assert ["Cancelled. “mine” has 4 items" in step[0] for step in steps] == [True]
+    *_, (said, *_) = page.index(id, None, ".", "s1", "")
+    assert "“mine” has 5 items. 5 of 5 files are in it." in said
+
     assert "tick the box" in page.delete(id, False, "")[0] and page.owned("")
     assert "is deleted" in page.delete(id, True, "")[0] and not page.owned("")
 

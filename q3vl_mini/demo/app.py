@@ -268,13 +268,13 @@ def _collection_tab(page: Page, visitor: gr.BrowserState, model: gr.Dropdown, pl
                 delete = gr.Button("Delete", variant="stop")
         with gr.Column(scale=2, min_width=300):
             said, contents = gr.HTML(elem_id="indexing"), gr.HTML(elem_id="contents")
-    running = start.click(
+    start.click(
         page.index,
         [chosen, files, folder, model, visitor],
         [said, contents, chosen, *places, files],
         show_progress="hidden",
     )
-    stop.click(page.stopped, [chosen, visitor], [said, contents], cancels=running, show_progress="hidden")
+    stop.click(page.cancel, visitor, show_progress="hidden")
     chosen.input(page.contents, [chosen, visitor], [said, contents], show_progress="hidden")
     delete.click(
         page.delete, [chosen, sure, visitor], [said, contents, chosen, *places, sure], show_progress="hidden"

@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
+
 from .items import Item
 from .shelf import Shelf
 from .uploads import Upload, read_upload
@@ -43,7 +45,7 @@ class Collection(Shelf):
         self._rows, self._lock = card["items"], Lock()
 
     def add(self, files: Iterable[str | Path]) -> Iterator[Step]:
-        """Take files in, one at a step: a bad one is left out and the next one tried.
+        """Take files in, one at a step: a bad one is left out and the next one tried; the same content is taken once.
 
         Every file is kept before the next is read, so whoever stops iterating has what came before.
         """
@@ -59,19 +61,16 @@ class Collection(Shelf):
                 yield Step(done, len(files))
 
     def _take(self, upload: Upload) -> None:
-        row = {"kind": upload.kind, "title": upload.title}
-        if upload.kind == "text":
-            content = upload.instance["text"].encode()
-            row["text"] = upload.instance["text"]
-        else:
-            content, ending = _stored(upload)
-        row["id"] = sha256(content).hexdigest()[:24]
+        row = {"id": _digest(upload), "kind": upload.kind, "title": upload.title}
         with self._lock:
             if any(other["id"] == row["id"] for other in self._rows):
-                raise ValueError(f"{upload.title} is there already")
+                return
             if len(self._rows) >= MAX_ITEMS:
                 raise ValueError(f"{upload.title}: a collection has at most {MAX_ITEMS} items; start another one")
-            if upload.kind != "text":
+            if upload.kind == "text":
+                row["text"] = upload.instance["text"]
+            else:
+                content, ending = _stored(upload)
                 row["file"] = f"files/{row['id']}{ending}"
                 (self.folder / "files").mkdir(exist_ok=True)
                 (self.folder / row["file"]).write_bytes(content)
@@ -149,6 +148,14 @@ def _item(row: dict[str, str], folder: Path) -> Item:
     kinds = {"picture": "image", "clip": "video"}
     instance = {kinds[row["kind"]]: str(folder / row["file"])} if "file" in row else {"text": row["text"]}
     return Item(row["id"], row["kind"], row["title"], instance)
+
+
+def _digest(upload: Upload) -> str:
+    """The same for the same words or pixels; files that hold them may differ."""
+    [value] = upload.instance.values()
+    array = np.asarray(getattr(value, "frames", value))
+    content = value.encode() if upload.kind == "text" else array.tobytes()
+    return sha256(f"{upload.kind} {array.shape} ".encode() + content).hexdigest()[:24]
 
 
 def _stored(upload: Upload) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ from .engine import Answer, Comparison, Map, PairScore, Result
 from .items import Item, thumbnail
 
 WIDTH, HEIGHT, MARK = 1000, 680, 32  # of the map and of its marks, in the map's own units
+TOLD = 10  # files that were left out
 STEPS = {
     "collate": "prepare the query",
     "embed": "embed it",
@@ -61,12 +62,15 @@ def found(answer: Answer) -> str:
 
 
 def indexed(collection: Collection, files: int, left_out: Sequence[str]) -> str:
-    """How an indexing went, with every file that was left out."""
+    """How an indexing went, with the first files that were left out."""
     line = status(
-        f"“{collection.name}” has {len(collection)} items. {files - len(left_out)} of {files} files were added. "
+        f"“{collection.name}” has {len(collection)} items. {files - len(left_out)} of {files} files are in it. "
         "Choose it under “Search in”."
     )
-    return line + "".join(status(f"Left out: {problem}", bad=True) for problem in left_out)
+    told = [f"Left out: {problem}" for problem in left_out[:TOLD]]
+    if len(left_out) > TOLD:
+        told.append(f"and {len(left_out) - TOLD} more files")
+    return line + "".join(status(text, bad=True) for text in told)
 
 
 def picture(item: Item) -> str:

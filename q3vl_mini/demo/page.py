@@ -38,6 +38,7 @@ class Page:
             raise ValueError(f"a public demo cannot open the folder {folder}; leave one of the two out")
         self.engine, self.models, self.shipped, self.collections = engine, engine.models, shipped, collections
         self.folder, self.public = folder, public
+        self._cancelled: set[str] = set()  # owners
         self.scratch = Path(tempfile.mkdtemp(prefix="q3vl-demo-"))  # Gradio serves what an event takes from there
 
     # --- whose, and where
@@ -208,35 +209,36 @@ class Page:
         except FAULTS as error:
             yield markup.status(str(error), bad=True), gr.skip(), *same
             return
+        self._cancelled.discard(owner)
         places = gr.Dropdown(choices=self.places(visitor))
         known = [gr.Dropdown(choices=self.owned(visitor), value=id), places, places, places, gr.skip()]
         yield markup.progress(0, len(paths), "files read"), gr.skip(), *known
-        left_out = []
-        for step in collection.add(paths):
-            left_out += [step.problem] if step.problem else []
-            yield markup.progress(step.done, step.total, "files read"), gr.skip(), *same
-        try:
-            for done, total in collection.embed(self.models, model):
-                yield markup.progress(done, total, "items embedded"), gr.skip(), *same
-        except FAULTS as error:
-            left_out.append(str(error))
+        left_out: list[str] = []
+        for bar in self._indexing(collection, paths, model, left_out):
+            if owner in self._cancelled:
+                said = f"Cancelled. “{collection.name}” has {len(collection)} items; index again to go on."
+                yield markup.status(said), markup.plain_cards(collection.items), *same
+                return
+            yield bar, gr.skip(), *same
         for file in files or []:
             Path(file).unlink(missing_ok=True)
         said = markup.indexed(collection, len(paths), left_out)
         yield said, markup.plain_cards(collection.items), *same[1:], None
 
-    def stopped(self, chosen: str | None, visitor: str) -> tuple[str, Any]:
-        """Status and contents after a cancelled `index`: what was done is kept.
-
-        chosen: an id, or still the name of a collection that was new, if the page has not heard of its id yet.
-        """
+    def _indexing(self, collection: Collection, paths: list[Path], model: str, left_out: list[str]) -> Iterator[str]:
+        """Take files in and embed them; yields progress, and fills `left_out` with what went wrong."""
+        for step in collection.add(paths):
+            left_out += [step.problem] if step.problem else []
+            yield markup.progress(step.done, step.total, "files read")
         try:
-            ids = {name: id for id, name in self.collections.names(self.owner(visitor)).items()}
-            collection = self.own(ids.get(" ".join((chosen or "").split()), chosen), visitor)
-        except ValueError:
-            return markup.status("Stopped."), gr.skip()
-        said = f"Stopped. “{collection.name}” has {len(collection)} items; index again to go on."
-        return markup.status(said), markup.plain_cards(collection.items)
+            for done, total in collection.embed(self.models, model):
+                yield markup.progress(done, total, "items embedded")
+        except FAULTS as error:
+            left_out.append(str(error))
+
+    def cancel(self, visitor: str) -> None:
+        """End what this visitor is indexing after its present step; what is done is kept."""
+        self._cancelled.add(self.owner(visitor))
 
     def contents(self, chosen: str | None, visitor: str) -> tuple[str, str]:
         """Status and cards of a chosen collection; of a name that is new, that it is."""
