@@ -7,8 +7,7 @@ template, and `q3vl_mini.json`, the card.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import nn
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
-from .checkpoint import move_into_place, new_folder
+from .checkpoint import replacing
 from .compression import Quantizers
 from .config import data_dir
 from .templates import EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
@@ -297,14 +296,6 @@ def save(
             save_file({name: x.cpu() for name, x in quantizers.state_dict().items()}, new / QUANTIZERS_FILE)
         (new / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (new / "README.md").write_text(model_card(folder.name, card))
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new, empty folder beside `folder` that takes its place at the end; after an error `folder` is as it was."""
-    new = new_folder(folder)
-    yield new
-    move_into_place(new, folder)
 
 
 def add_to_card(folder: str | Path, entries: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ so a run killed at any moment finds a whole checkpoint: the new one or the one b
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,16 @@ def keep_log_until(log: Path, step: int) -> None:
         log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
 
 
-def new_folder(folder: Path) -> Path:
-    """An empty folder beside `folder`, to be written in full and then given to `move_into_place`."""
-    new = folder.with_name(folder.name + ".new")
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new, empty folder beside `folder` that takes its place at the end; after an error `folder` is as it was.
+
+    Killed at any moment, `whole_folder` finds the new one or the one before.
+    """
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    return new
-
-
-def move_into_place(new: Path, folder: Path) -> None:
-    """Make `new` the folder `folder`. Killed at any moment, `whole_folder` finds the new one or the one before."""
-    old = folder.with_name(folder.name + ".old")
+    yield new
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -42,9 +43,30 @@ def move_into_place(new: Path, folder: Path) -> None:
 
 
 def whole_folder(folder: Path) -> Path:
-    """`folder`, or the one before it where `move_into_place` was killed between its two moves."""
+    """`folder`, or the one before it where `replacing` was killed between its two moves."""
     old = folder.with_name(folder.name + ".old")
     return old if old.exists() and not folder.exists() else folder
+
+
+def claim(file: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Write down with which settings a folder is filled, or find that it was begun with the same.
+
+    Args:
+        file: of the folder, JSON. what: the folder's content, for the error.
+
+    Raises:
+        ValueError: it was begun with other settings; names those that differ.
+    """
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return
+    known, settings = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    if changed := [name for name in settings if known.get(name) != settings[name]]:
+        raise ValueError(
+            f"{file.parent} holds {what} with another {', '.join(changed)}; give another folder, or remove it "
+            f"({file.name} has what it was made with)"
+        )
 
 
 def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[str, Any]) -> None:
@@ -61,11 +83,10 @@ def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[st
                     tensors[where] = value
                 else:
                     scalars[where] = value
-    new = new_folder(folder)
-    # safetensors refuses tensors that share memory (tied weights, views): copy what it gets
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / "state.safetensors")
-    (new / "state.json").write_text(json.dumps({"meta": meta, "scalars": scalars}))
-    move_into_place(new, folder)
+    with replacing(folder) as new:
+        # safetensors refuses tensors that share memory (tied weights, views): copy what it gets
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / "state.safetensors")
+        (new / "state.json").write_text(json.dumps({"meta": meta, "scalars": scalars}))
 
 
 def load_checkpoint(folder: Path, optimizers: list) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from . import __version__, commands, data, synthesis
 from .combine import METHODS
-from .config import PRECISIONS, preset_names
+from .compression import PRECISIONS
+from .config import preset_names
 from .emoji_world import tasks
 from .plan import GPUS
 from .public_data import __main__ as public_data
@@ -136,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for the shards")
     command.add_argument("--instruction", help="for items without their own (default: the model's)")
     command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
-    command.add_argument("--precision", default="float32", choices=("float32", *PRECISIONS))
+    command.add_argument("--precision", default="float32", choices=PRECISIONS)
     command.add_argument("--shard-size", type=int, default=4096, help="items a shard (default 4096)")
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
 
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--model", required=True, help="the embedder")
     command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
-    command.add_argument("--precision", default="float32", choices=("float32", *PRECISIONS))
+    command.add_argument("--precision", default="float32", choices=PRECISIONS)
     command.add_argument("--store", default="faiss", choices=("faiss", "lance"), help="a file in memory, or LanceDB")
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
     command = act(

@@ -16,7 +16,7 @@ from .data import save_quadruple
 from .doctor import doctor, doctor_table
 from .embedder import Embedder
 from .emoji_world import tasks
-from .entries import check_identity
+from .entries import Store, check_identity
 from .export import export, push
 from .finetune import finetune
 from .index import Index
@@ -25,7 +25,7 @@ from .plan import GPUS, plan, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
-from .stores import LanceStore, Store
+from .stores import LanceStore
 
 Options = argparse.Namespace
 
@@ -116,7 +116,7 @@ def merge_models(options: Options) -> Outcome:
     return Outcome(f"{options.out}: {kind}", {"folder": str(options.out)} | made)
 
 
-def _plain(options: Options, *names: str) -> dict[str, Any]:
+def _given(options: Options, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -132,7 +132,7 @@ def embed(options: Options) -> Outcome:
         limit=options.limit,
         progress=not options.quiet,
         batch_size=options.batch_size,
-        **_plain(options, "instruction", "dim", "precision"),
+        **_given(options, "instruction", "dim", "precision"),
     )
     result = {"folder": str(options.out), "skipped": [asdict(item) for item in skipped]}
     return Outcome(f"{options.out}; {len(skipped)} items skipped", result)

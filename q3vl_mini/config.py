@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 TERMS = ("query_document", "query_query", "document_document", "others_negatives")
-PRECISIONS = ("int8", "binary")
+QUANTIZED = ("int8", "binary")
 
 
 @cache
@@ -156,8 +156,8 @@ class Preset:
     merge: MergeConfig = field(default_factory=MergeConfig)
 
     def __post_init__(self):
-        if unknown := set(self.quantizers) - set(PRECISIONS):
-            raise ValueError(f"unknown quantizers {sorted(unknown)}; choose among {list(PRECISIONS)}")
+        if unknown := set(self.quantizers) - set(QUANTIZED):
+            raise ValueError(f"unknown quantizers {sorted(unknown)}; choose among {list(QUANTIZED)}")
         if self.dim_weights is not None and len(self.dim_weights) != len(self.dims):
             raise ValueError(f"{len(self.dims)} dims with {len(self.dim_weights)} dim_weights; give one each")
 

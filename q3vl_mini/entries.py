@@ -4,6 +4,7 @@ The rules here are the same for every store: index.py and stores.py.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,68 @@ class Entry:
     id: str
     vector: np.ndarray
     metadata: dict[str, Any]
+
+
+class Store(ABC):
+    """What index.Index, LanceStore and QdrantStore have in common: unit vectors under ids, searched by cosine."""
+
+    dim: int
+    precision: str
+    identity: dict[str, Any] | None
+
+    def add(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Add entries; if one is wrong, none is added. Many in one call cost less than many calls.
+
+        Args:
+            ids: strings (N,). One that is there already is refused, or with `replace` gets the new entry.
+            vectors: float (N, dim), of length 1.
+            metadata: dicts that JSON can hold; None gives each an empty one.
+            identity: of these vectors, to be compared with the store's; None compares nothing.
+
+        Raises:
+            ValueError: names the row or id and the remedy.
+        """
+        check_identity(self.identity, identity)
+        ids, vectors, texts = check_entries(ids, vectors, metadata, self.dim)
+        if not replace:
+            refuse_known(self._known(ids))
+        if ids:
+            self._put(ids, vectors, texts)
+
+    @abstractmethod
+    def _known(self, ids: list[str]) -> Iterable[str]:
+        """Those of `ids` that are there."""
+
+    @abstractmethod
+    def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
+        """Write checked entries, metadata as JSON texts; an id that is there gets the new entry."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove entries; how many of `ids` were there."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[str]) -> list[Entry]:
+        """The entries of `ids`, in their order; those that are not there are left out."""
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, k: int = 10, rescore: int = 4) -> list[list[Hit]]:
+        """For each query the `k` best hits, fewer if there are fewer entries, by descending score."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files or connections. The store cannot be used then."""
 
 
 def check_settings(dim: int, precision: str, identity: Mapping[str, Any] | None) -> dict[str, Any] | None:

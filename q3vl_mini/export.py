@@ -14,8 +14,9 @@ import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
 
-from .backbone import CARD_FILE, Backbone, inner, load, replacing, resolve, save
+from .backbone import CARD_FILE, Backbone, inner, load, resolve, save
 from .chat_template import chat_template
+from .checkpoint import replacing
 from .hub_card import Exported, hub_card
 from .media import PIXELS, MediaBudget
 from .sentence_transformers_files import write_embedder_files, write_reranker_files

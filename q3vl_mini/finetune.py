@@ -26,7 +26,7 @@ import torch
 from peft import PeftModel
 
 from . import backbone, combine, evaluate, merge
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import claim, load_checkpoint, save_checkpoint
 from .compression import Quantizers
 from .config import Preset, StageConfig, load_config, override
 from .data import Teacher
@@ -168,7 +168,7 @@ def finetune(
     )
     asked = {"reranker": None if reranker is None else str(reranker), "distil": distil, "budget": budget}
     asked |= {"epochs": epochs, "looks": looks, "patience": patience, "data": found.counts["digest"]}
-    _claim(folder, asked)
+    claim(folder / "arguments.json", asked, "a run")
     found.save(folder)
     say(found)
     test, sizes = found.splits["test"], run.preset.data
@@ -214,15 +214,6 @@ def finetune(
         backbone.add_to_card(place, {"verdict": _for_card(verdict, name)})
     say(verdict_page(verdict))
     return Finetuned(folder, verdict, ship, found.splits)
-
-
-def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
-    """What is in the folder already has to be of the same data and arguments."""
-    file = folder / "arguments.json"
-    if not file.is_file():
-        write_json(file, dict(asked))
-    elif changed := [name for name, value in json.loads(file.read_text()).items() if asked[name] != value]:
-        raise ValueError(f"{folder} holds a run with another {', '.join(changed)}; give another folder, or remove it")
 
 
 def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str] = ()) -> Preset:

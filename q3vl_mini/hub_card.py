@@ -131,7 +131,7 @@ def _scores(model: Exported, results: Mapping[str, Any] | None) -> str:
 def _row_of(model: Exported, results: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The name and the columns of this model in the results."""
     card, meta, models = model.card, results["meta"], results["models"]
-    for key in ("preset", "seed"):
+    for key in ("preset", "seed", "git"):
         if card.get(key) != meta[key]:
             raise ValueError(
                 f"the results are of a run with {key} {meta[key]!r}, the model is of one with {card.get(key)!r}; give "

@@ -22,18 +22,9 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from .checkpoint import move_into_place, new_folder, whole_folder
+from .checkpoint import replacing, whole_folder
 from .compression import pack_binary, quantise_int8
-from .entries import (
-    Entry,
-    Hit,
-    check_entries,
-    check_identity,
-    check_ids,
-    check_queries,
-    check_settings,
-    refuse_known,
-)
+from .entries import Entry, Hit, Store, check_identity, check_ids, check_queries, check_settings
 
 FORMAT = 1
 CARD, ROWS, VECTORS, CODES = "index.json", "rows.arrow", "vectors.faiss", "codes.faiss"
@@ -52,7 +43,7 @@ def default_step(dim: int) -> float:
     return 2 * math.sqrt(2 / math.pi / dim) / math.sqrt(127)
 
 
-class Index:
+class Index(Store):
     """Unit vectors with string ids and metadata, searched by cosine, saved to a folder and opened memory-mapped.
 
     Searches may run in several threads at once; an add or a delete must be alone.
@@ -97,32 +88,11 @@ class Index:
         sizes = {name: part.ntotal * part.code_size for name, part in self._parts.items()}
         return {"codes": sizes.get(CODES, 0), "vectors": sizes[VECTORS]}
 
-    def add(
-        self,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        identity: Mapping[str, Any] | None = None,
-        *,
-        replace: bool = False,
-    ) -> None:
-        """Append entries: all of them, or none if one is wrong.
+    def _known(self, ids: list[str]) -> list[str]:
+        return [i for i in ids if i in self._row_numbers]
 
-        Args:
-            ids: strings (N,). One that is in the index already is refused, or with `replace` gets the new entry.
-            vectors: float (N, dim), of length 1.
-            metadata: dicts that JSON can hold; None gives each an empty one.
-            identity: of these vectors, to be compared with the index's; None compares nothing.
-
-        Raises:
-            ValueError: names the row or id and the remedy.
-        """
-        check_identity(self.identity, identity)
-        ids, vectors, texts = check_entries(ids, vectors, metadata, self.dim)
-        known = [i for i in ids if i in self._row_numbers]
-        if not replace:
-            refuse_known(known)
-        self.delete(known)
+    def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
+        self.delete(self._known(ids))
         self._into_memory()
         for name, part in self._parts.items():
             part.add(self._encode(vectors) if name == CODES else vectors)
@@ -190,23 +160,22 @@ class Index:
         folder = Path(folder).resolve()
         if folder.exists() and any(folder.iterdir()) and not (folder / CARD).is_file():
             raise ValueError(f"{folder} has files in it and no {CARD}, so it is no index; give another folder")
-        new = new_folder(folder)
-        for name, part in self._parts.items():
-            write = faiss.write_index_binary if isinstance(part, faiss.IndexBinary) else faiss.write_index
-            write(part, str(new / name))
-        with pa.OSFile(str(new / ROWS), "wb") as file, pa.ipc.new_file(file, ROW_SCHEMA) as writer:
-            writer.write_table(self._rows.combine_chunks())
-        card = {
-            "format": FORMAT,
-            "dim": self.dim,
-            "precision": self.precision,
-            "step": self.step,
-            "identity": self.identity,
-            "count": len(self),
-            "bytes": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
-        }
-        (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        move_into_place(new, folder)
+        with replacing(folder) as new:
+            for name, part in self._parts.items():
+                write = faiss.write_index_binary if isinstance(part, faiss.IndexBinary) else faiss.write_index
+                write(part, str(new / name))
+            with pa.OSFile(str(new / ROWS), "wb") as file, pa.ipc.new_file(file, ROW_SCHEMA) as writer:
+                writer.write_table(self._rows.combine_chunks())
+            card = {
+                "format": FORMAT,
+                "dim": self.dim,
+                "precision": self.precision,
+                "step": self.step,
+                "identity": self.identity,
+                "count": len(self),
+                "bytes": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
+            }
+            (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def open(cls, folder: str | Path, identity: Mapping[str, Any] | None = None) -> "Index":

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .media import IMAGE_FILES
+from .checkpoint import claim
+from .media import IMAGE_FILES, VIDEO_FILES
 from .pages import PdfPage, pdf_page
 from .records import MODALITIES, Instance, validate_instance
 from .tables import TABLES, read_rows
 
-VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 CARD = "vectors.json"
 
 
@@ -103,7 +103,10 @@ def embed_items(
         sound = []
         for item in part:
             problems = validate_instance(item.instance, item.id)
-            (skipped.append(Skipped(item.id, problems[0])) if problems else sound.append(item))
+            if problems:
+                skipped.append(Skipped(item.id, problems[0]))
+            else:
+                sound.append(item)
         if not sound:
             return
         try:
@@ -154,10 +157,9 @@ def embed_to_folder(
         ValueError: more than `limit` items cannot be embedded, or the folder is of another model or setting.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     card = {"identity": embedder.identity(options.get("dim")), "precision": options.get("precision", "float32")}
     card |= {"instruction": options.get("instruction"), "source": str(source), "shard_size": shard_size}
-    _claim(folder, card)
+    claim(folder / CARD, card, "vectors")
     skipped: list[Skipped] = []
     items = read_items(source)
     with tqdm(unit="item", disable=not progress or rank > 0) as bar, open(folder / f"skipped-{rank}.jsonl", "a") as log:
@@ -176,17 +178,6 @@ def embed_to_folder(
                 skipped += bad
             bar.update(len(part))
             check_skipped(skipped, limit, source)
-
-
-def _claim(folder: Path, card: dict[str, Any]) -> None:
-    file = folder / CARD
-    if file.is_file():
-        other = json.loads(file.read_text())
-        wrong = [name for name in card if other.get(name) != card[name]]
-        if wrong:
-            raise ValueError(f"{folder} holds vectors of another {', '.join(wrong)}; give another folder or remove it")
-    else:
-        file.write_text(json.dumps(card, indent=1) + "\n")
 
 
 def load_vectors(folder: str | Path) -> tuple[list[str], np.ndarray, list[dict[str, Any]], dict[str, Any]]:

@@ -31,6 +31,7 @@ PIXELS = EDGE * EDGE
 PAIR_OVERHEAD = 12  # tokens that the prompt adds to each frame pair: its time, vision_start and vision_end
 TEXT_ROOM = 256  # tokens of a prompt that visuals never take
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".tif")
+VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 @dataclass(frozen=True)

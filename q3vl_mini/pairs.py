@@ -26,8 +26,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .items import VIDEO_FILES, read_items
-from .media import IMAGE_FILES, load_image
+from .items import read_items
+from .media import IMAGE_FILES, VIDEO_FILES, load_image
 from .pages import PdfPage, pdf_page
 from .records import MODALITIES, Instance, is_empty
 from .tables import TABLES, read_rows

@@ -9,54 +9,17 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from .entries import (
-    Entry,
-    Hit,
-    check_entries,
-    check_identity,
-    check_ids,
-    check_queries,
-    check_settings,
-    refuse_known,
-)
+from .entries import Entry, Hit, Store, check_identity, check_ids, check_queries, check_settings
 
 BATCH = 256  # points a request to Qdrant
 
 
-class Store(Protocol):
-    """What index.Index, LanceStore and QdrantStore have in common; their rules and errors are those of Index."""
-
-    dim: int
-    precision: str
-    identity: dict[str, Any] | None
-
-    def __len__(self) -> int: ...
-
-    def add(
-        self,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        identity: Mapping[str, Any] | None = None,
-        *,
-        replace: bool = False,
-    ) -> None: ...
-
-    def delete(self, ids: Sequence[str]) -> int: ...
-
-    def get(self, ids: Sequence[str]) -> list[Entry]: ...
-
-    def search(self, queries: np.ndarray, k: int = 10, rescore: int = 4) -> list[list[Hit]]: ...
-
-    def close(self) -> None: ...
-
-
-class LanceStore:
+class LanceStore(Store):
     """A LanceDB table in a folder, made if it is not there. Every add or delete is on disk when it returns, and other
     processes that have the folder open see it.
 
@@ -113,25 +76,15 @@ class LanceStore:
     def __len__(self) -> int:
         return self._table.count_rows()
 
-    def add(
-        self,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        identity: Mapping[str, Any] | None = None,
-        *,
-        replace: bool = False,
-    ) -> None:
-        """See Index.add. One call for many entries: each writes a file and a version of the table."""
-        check_identity(self.identity, identity)
-        ids, vectors, texts = check_entries(ids, vectors, metadata, self.dim)
+    def _known(self, ids: list[str]) -> list[str]:
+        return self._select(ids, ["id"])["id"].to_pylist()
+
+    def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
+        """One call writes one file and one version of the table."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim)
         rows = pa.table({"id": ids, "vector": column, "metadata": texts}, schema=self._table.schema)
-        if not replace:
-            refuse_known(self._select(ids, ["id"])["id"].to_pylist())
-        if ids:
-            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(rows)
+        merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows)
 
     def delete(self, ids: Sequence[str]) -> int:
         """See Index.delete."""
@@ -159,7 +112,7 @@ class LanceStore:
     def create_index(self) -> None:
         """Group the vectors (IVF) and compress them, so that a search looks at the groups nearest to it alone.
 
-        Worth it where the exact search is too slow, from some 100,000 entries on; then a hit may be missed. What is
+        Worth it where the exact search is too slow; then a hit may be missed. What is
         added later is searched exactly until `compact`.
         """
         from lancedb.index import IvfFlat, IvfRq, IvfSq
@@ -201,13 +154,13 @@ def _check_agreed(kept: Mapping[str, Any] | None, asked: Mapping[str, Any], name
     check_identity(kept["identity"], asked["identity"])
 
 
-class QdrantStore:
+class QdrantStore(Store):
     """A collection of Qdrant: in memory, in a folder, or on a server, made if it is not there.
 
     A point of Qdrant has a number or a UUID, so an id is kept in the payload, and its point is the UUIDv5 of it. On a
     server (version 1.16 or later) a search is approximate (HNSW), and with int8 or binary the codes are in memory and
     the float vectors on disk. In memory or in a folder the client compares every vector as float32, whatever the
-    precision: that is for tests and for some 10,000 entries.
+    precision: that is for tests and small collections.
 
     Args:
         collection: its name.
@@ -275,20 +228,11 @@ class QdrantStore:
     def __len__(self) -> int:
         return self._client.count(self.collection, exact=True).count
 
-    def add(
-        self,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        identity: Mapping[str, Any] | None = None,
-        *,
-        replace: bool = False,
-    ) -> None:
-        """See Index.add. Metadata is the payload's field "metadata", by which Qdrant's own queries can filter."""
-        check_identity(self.identity, identity)
-        ids, vectors, texts = check_entries(ids, vectors, metadata, self.dim)
-        if not replace:
-            refuse_known(record.payload["id"] for record in self._records(ids))
+    def _known(self, ids: list[str]) -> Iterator[str]:
+        return (record.payload["id"] for record in self._records(ids))
+
+    def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
+        """Metadata is the payload's field "metadata", by which Qdrant's own queries can filter."""
         points = (
             self._models.PointStruct(id=_point(i), vector=x.tolist(), payload={"id": i, "metadata": json.loads(text)})
             for i, x, text in zip(ids, vectors, texts, strict=True)

@@ -12,7 +12,6 @@ POOL is a folder of pictures and videos; each task becomes a saved quadruple, OU
 """
 
 import argparse
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,17 +23,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .annotation import CAPTIONS, TASKS, Task, checked, messages
+from .checkpoint import claim
 from .data import save_quadruple
 from .embedder import Embedder
 from .endpoint import OpenAIAnnotator
 from .journal import Asset, Journal, for_each
-from .media import IMAGE_FILES
+from .media import IMAGE_FILES, VIDEO_FILES
 from .quality import Quality, check_image, check_video, sampled
 from .records import Clip, Instance, Quadruple, Rejected, Relevance
 
 Annotator = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str]
 
-VIDEO_FILES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 COMPARED = 256  # assets that the embedding model gets at a time
 SEGMENT_FPS = 2.0  # frames a second of a moment that is cut out of a film
 WITH_KEYFRAME = 3  # one query of so many for a moment also shows a frame of it
@@ -137,7 +136,7 @@ def synthesize(
         raise ValueError(f"no task {sorted(unknown)}; the tasks are {', '.join(TASKS)}")
     if len({asset.id for asset in assets}) < len(assets):
         raise ValueError("two assets have the same id; ids tell what is done already, so give each its own")
-    _claim(Path(folder), {"tasks": list(tasks), "seed": seed})
+    claim(Path(folder) / "settings.json", {"tasks": list(tasks), "seed": seed}, "answers")
     quality, journal = quality or Quality(), Journal(folder)
     chosen = {asset.id: task for asset in assets if (task := _task_of(asset, tasks, seed))}
     assets = [asset for asset in assets if asset.id in chosen]
@@ -172,16 +171,6 @@ def synthesize(
     if not made:
         raise ValueError(f"no asset is left: {journal.report()}; see {journal.folder / 'rejects.jsonl'}")
     return made
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write down which asset gets which task, or find that the folder has it so."""
-    file = folder / "settings.json"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    elif (known := json.loads(file.read_text(encoding="utf-8"))) != settings:
-        raise ValueError(f"{folder} is of {known}, not of {settings}; give another folder")
 
 
 def _task_of(asset: Asset, tasks: Sequence[str], seed: int) -> Task | None:

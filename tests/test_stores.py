@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from q3vl_mini import stores
+from q3vl_mini.entries import Store
 from q3vl_mini.index import Index
-from q3vl_mini.stores import LanceStore, QdrantStore, Store
+from q3vl_mini.stores import LanceStore, QdrantStore
 
 DIM = 16
 IDENTITY = {"model": "a" * 64, "name": "s3", "template": "report", "dim": DIM}
@@ -173,7 +174,7 @@ class TestEveryStore:
             shelf.reopen(identity=IDENTITY | {key: "other"})
         assert shelf.open(identity=None).identity == IDENTITY and len(shelf.store) == 1
 
-    def test_its_methods_are_those_of_the_protocol(self, store):
+    def test_its_methods_take_what_those_of_every_store_take(self, store):
         for name, method in inspect.getmembers(Store, inspect.isfunction):
             if name in {"add", "delete", "get", "search", "close", "__len__"}:
                 expected, found = (inspect.signature(m) for m in (method, getattr(type(store), name)))

@@ -388,7 +388,7 @@ def test_a_folder_of_other_tasks_is_refused(tmp_path):
         return json.dumps(good_answer(schema["title"]))
 
     run(pictures(2), ["image_ret"], annotator, tmp_path)
-    with pytest.raises(ValueError, match=r"is of \{'tasks': \['image_ret'\], 'seed': 0\}.*give another folder"):
+    with pytest.raises(ValueError, match="answers with another tasks; give another folder"):
         run(pictures(2), ["image_qa"], annotator, tmp_path)
 
 
