@@ -308,12 +308,7 @@ def score_quadruple(
         cosines = np.einsum("qd,qd->q", _unit(query_vectors), _unit(corpus_vectors[documents]))
         values = np.stack([np.round(cosines, COSINE_DECIMALS), labels], axis=1)  # (Q, 2)
         return _dataset_result(quadruple, metric, values, [(1, 1)] * len(values))
-    function, k = parse_metric(metric)
-    values, counts = np.empty(len(query_vectors)), []
-    for i, candidates, scores, relevant in ranked_rows(quadruple, query_vectors, corpus_vectors, memory_mb):
-        values[i] = function(positive_ranks(scores, relevant), k)
-        counts.append((len(candidates), int(relevant.sum())))
-    return _dataset_result(quadruple, metric, values, counts)
+    return _ranked_result(quadruple, metric, ranked_rows(quadruple, query_vectors, corpus_vectors, memory_mb))
 
 
 def score_rows(quadruple: Quadruple, scores: Sequence[np.ndarray], metric: str | None = None) -> DatasetResult:
@@ -330,12 +325,24 @@ def score_rows(quadruple: Quadruple, scores: Sequence[np.ndarray], metric: str |
         documents, labels = _graded_pairs(quadruple)
         found = [row[document] for row, document in zip(scores, documents, strict=True)]
         return _dataset_result(quadruple, metric, np.stack([found, labels], axis=1), [(1, 1)] * len(labels))
+
+    def ranked() -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        for i, labels in enumerate(quadruple.relevance):
+            own = labels.candidates is not None
+            candidates = np.unique(labels.candidates) if own else np.arange(len(quadruple.corpus))
+            yield i, candidates, scores[i][candidates], _relevant(quadruple, i, candidates)
+
+    return _ranked_result(quadruple, metric, ranked())
+
+
+def _ranked_result(
+    quadruple: Quadruple, metric: str, ranked: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+) -> DatasetResult:
+    """ranked: for each query what `ranked_rows` yields."""
     function, k = parse_metric(metric)
     values, counts = np.empty(len(quadruple)), []
-    for i, labels in enumerate(quadruple.relevance):
-        candidates = np.arange(len(quadruple.corpus)) if labels.candidates is None else np.unique(labels.candidates)
-        relevant = _relevant(quadruple, i, candidates)
-        values[i] = function(positive_ranks(scores[i][candidates], relevant), k)
+    for i, candidates, scores, relevant in ranked:
+        values[i] = function(positive_ranks(scores, relevant), k)
         counts.append((len(candidates), int(relevant.sum())))
     return _dataset_result(quadruple, metric, values, counts)
 
