@@ -6,7 +6,7 @@ reranker whatever has `.logits(pairs, instruction=None)`.
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -413,14 +413,17 @@ def encoded(
     """Yield each quadruple with its query vectors (Q, D) and corpus vectors (N, D).
 
     Queries get the quadruple's instruction, documents the embedder's default. A corpus object that
-    several quadruples share is encoded once and released after its last use. With `folder`, corpus
-    vectors are written there and memory-mapped. `options` go to `encode` (dim, precision).
+    several quadruples share is encoded once and released after its last use. With `folder`, vectors
+    are memory-mapped files in it, <name>.queries.npy and <name>.corpus.npy; what an earlier call left there is
+    taken, so a folder is of one model and one benchmark. `options` go to `encode` (dim, precision).
 
     Taught in notebooks/14
     """
     quadruples = list(quadruples)  # holds the corpora, so an id names one object throughout
     for quadruple in quadruples:
         _metric_of(quadruple)  # an unknown task fails before hours of encoding
+    if folder is not None and len({q.name for q in quadruples}) < len(quadruples):
+        raise ValueError(f"two data sets of one name in {[q.name for q in quadruples]}; their vectors are files by name")
     last_use = {id(q.corpus): i for i, q in enumerate(quadruples)}
     sizes = {id(q.corpus): len(q.corpus) for q in quadruples}
     total = sum(len(q) for q in quadruples) + sum(sizes.values())
@@ -429,18 +432,27 @@ def encoded(
         for i, quadruple in enumerate(quadruples):
             key = id(quadruple.corpus)
             bar.set_postfix_str(quadruple.name)
+            encode = partial(embedder.encode, batch_size=batch_size, **options)
             if key not in vectors:
-                encode, corpus = partial(embedder.encode, batch_size=batch_size, **options), quadruple.corpus
-                vectors[key] = encode(corpus) if folder is None else encode_to_file(encode, corpus, folder / f"{i}.npy")
+                vectors[key] = _vectors(encode, quadruple.corpus, folder, f"{quadruple.name}.corpus.npy")
                 bar.update(sizes[key])
-            queries = embedder.encode(
-                quadruple.queries, instruction=quadruple.instruction, batch_size=batch_size, **options
-            )
+            encode = partial(encode, instruction=quadruple.instruction)
+            queries = _vectors(encode, quadruple.queries, folder, f"{quadruple.name}.queries.npy")
             bar.update(len(quadruple))
             yield quadruple, queries, vectors[key]
             if last_use[key] == i:
                 del vectors[key]
             give_back_freed()
+
+
+def _vectors(
+    encode: Callable[[Sequence[Any]], np.ndarray], items: Sequence[Any], folder: Path | None, file: str
+) -> np.ndarray:
+    if folder is None:
+        return encode(items)
+    if (folder / file).is_file():
+        return np.load(folder / file, mmap_mode="r")
+    return encode_to_file(encode, items, folder / file)
 
 
 def _by_column(results: Iterable[DatasetResult]) -> dict[str, ColumnResult]:
@@ -469,10 +481,11 @@ def evaluate_reranker(
     top_k: int = 100,
     batch_size: int = 32,
     progress: bool = False,
+    folder: Path | None = None,
 ) -> dict[str, ColumnResult]:
-    """Score embedder and reranker together: {column: ColumnResult}, as `evaluate_embedder`.
+    """Score embedder and reranker together: {column: ColumnResult}, as `evaluate_embedder`; `folder` as in `encoded`.
 
     Taught in notebooks/14
     """
-    rows = encoded(embedder, quadruples, batch_size=batch_size, progress=progress)
+    rows = encoded(embedder, quadruples, batch_size=batch_size, progress=progress, folder=folder)
     return _by_column(rerank_quadruple(reranker, q, queries, corpus, top_k=top_k) for q, queries, corpus in rows)

@@ -74,6 +74,7 @@ def minutes_left(walls: Mapping[str, float], last: Mapping[str, float]) -> float
 def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """(records of every model by column, single-object retrieval in the unseen styles), kept in folder/evaluation/.
 
+    So are the vectors of every embedder: the reranker's row and later measurements (report's findings) start from them.
     Several processes take the models in turn.
     """
     data, folder, names = run.preset.data, run.folder / "evaluation", (*EMBEDDERS, "s3+reranker")
@@ -88,7 +89,8 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                 benchmark = tasks.benchmark("test", data.test_rows, data.test_seed)
                 styles = tasks.unseen_styles(data.test_seed)
                 run.store.clear()  # training's pictures make room for the test's, which every model looks at
-            model = run.model("s3" if name == "s3+reranker" else name)
+            embedder = "s3" if name == "s3+reranker" else name
+            model, vectors = run.model(embedder), folder / embedder
             if name == "s3+reranker":
                 columns = evaluate.evaluate_reranker(
                     run.model("reranker", Reranker),
@@ -97,11 +99,12 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                     top_k=data.rerank_top_k,
                     batch_size=data.batch_size,
                     progress=run.progress,
+                    folder=vectors,
                 )
                 single = None  # thousands of pairs a percent: the table's columns show what the reranker does
             else:
-                columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress)
-                single = unseen_scores(model, styles, data.batch_size)
+                columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress, folder=vectors)
+                single = unseen_scores(model, styles, data.batch_size, vectors)
             content = {"columns": report.result_records({name: columns})[name], "unseen_styles": single}
             content["wall_s"] = round(time.monotonic() - began, 1)
             report.write_json(file, content)
@@ -113,10 +116,12 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     return records, unseen
 
 
-def unseen_scores(embedder: Any, styles: list[Quadruple], batch_size: int) -> dict[str, float]:
+def unseen_scores(
+    embedder: Any, styles: list[Quadruple], batch_size: int, folder: Path | None = None
+) -> dict[str, float]:
     """Hit@1 and Hit@10 of single-object text-to-image retrieval, the mean over the styles, and the queries' number."""
     scores: dict[str, list[float]] = {"hit@1": [], "hit@10": []}
-    for quadruple, queries, corpus in evaluate.encoded(embedder, styles, batch_size=batch_size):
+    for quadruple, queries, corpus in evaluate.encoded(embedder, styles, batch_size=batch_size, folder=folder):
         for metric, values in scores.items():
             values.append(evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score)
     return {metric: float(np.mean(values)) for metric, values in scores.items()} | {"n": sum(map(len, styles))}

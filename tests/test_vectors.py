@@ -41,10 +41,14 @@ def test_an_interrupted_run_leaves_no_file_that_looks_whole(tmp_path):
         encode_to_file(lengths, [], tmp_path / "vectors.npy")
 
 
-def test_encoded_writes_each_corpus_once_and_yields_the_same_vectors(tmp_path):
+def test_encoded_keeps_each_vector_once_and_the_next_call_takes_what_is_kept(tmp_path):
     class Model:
         def encode(self, items, instruction=None, batch_size=32):
             return lengths(items) + len(instruction or "")
+
+    class Nothing:
+        def encode(self, items, **options):
+            raise AssertionError("encoded again")
 
     corpus = ["one", "two", "three"]
     first = Quadruple("first", "text_ret", "Find it.", ["a", "bc"], corpus, [Relevance((0,))] * 2)
@@ -52,8 +56,13 @@ def test_encoded_writes_each_corpus_once_and_yields_the_same_vectors(tmp_path):
     other = Quadruple("other", "text_ret", "Look.", ["e"], ["four"], [Relevance((0,))])
     in_memory = list(encoded(Model(), [first, second, other]))
     on_disk = list(encoded(Model(), [first, second, other], folder=tmp_path))
-    for (a, *vectors), (b, *mapped) in zip(in_memory, on_disk, strict=True):
-        assert a is b and isinstance(mapped[1], np.memmap)
-        np.testing.assert_array_equal(vectors[0], mapped[0])
-        np.testing.assert_array_equal(vectors[1], mapped[1])
-    assert len(list(tmp_path.iterdir())) == 2
+    kept = list(encoded(Nothing(), [first, second, other], folder=tmp_path))
+    for (a, *vectors), (b, *mapped), (c, *again) in zip(in_memory, on_disk, kept, strict=True):
+        assert a is b is c and all(isinstance(x, np.memmap) for x in mapped)
+        for x, y, z in zip(vectors, mapped, again, strict=True):
+            np.testing.assert_array_equal(x, y)
+            np.testing.assert_array_equal(x, z)
+    assert len(list(tmp_path.iterdir())) == 3 + 2  # queries of three, and two corpora
+
+    with pytest.raises(ValueError, match="two data sets of one name"):
+        list(encoded(Model(), [first, first], folder=tmp_path))
