@@ -423,7 +423,7 @@ def encoded(
     for quadruple in quadruples:
         _metric_of(quadruple)  # an unknown task fails before hours of encoding
     if folder is not None and len({q.name for q in quadruples}) < len(quadruples):
-        raise ValueError(f"two data sets of one name in {[q.name for q in quadruples]}; their vectors are files by name")
+        raise ValueError(f"two data sets of one name in {[q.name for q in quadruples]}; a file is named after each")
     last_use = {id(q.corpus): i for i, q in enumerate(quadruples)}
     sizes = {id(q.corpus): len(q.corpus) for q in quadruples}
     total = sum(len(q) for q in quadruples) + sum(sizes.values())

@@ -1,0 +1,119 @@
+"""F6, and the choices that the report leaves unexplained: what one change of the recipe does, all else equal.
+
+    python benchmarks/findings/choices.py runs/seed-0 runs/seed-1 runs/seed-2 --choices stage-2-terms
+
+Each choice is two short trainings of one stage, with the preset's settings and with others instead, on the same data,
+from the same seed and of the same number of steps; both are measured on MMEB-mini's test split. Trainings are kept in
+the run's folder under choices/, so that a call goes on where the last one stopped. Writes results/findings/F6.json with
+every choice measured so far.
+"""
+
+import json
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from seeds import RESULTS, Columns, Overall, SeedRun, arguments, by_column, claim, write
+
+from q3vl_mini import evaluate
+from q3vl_mini.compression import pack_binary, truncate, unpack_binary
+from q3vl_mini.config import override
+from q3vl_mini.emoji_world import tasks
+from q3vl_mini.stages import Run, run_stage
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The claim `text`, that the preset's settings score higher than those `instead` (as `--set` takes them).
+
+    dim, binary: the vectors that are scored, cut and reduced to signs; by default whole.
+    """
+
+    stage: str
+    text: str
+    instead: tuple[str, ...]
+    dim: int | None = None
+    binary: bool = False
+
+
+TERMS = '["query_document", "query_query", "document_document"]'
+CHOICES = {
+    "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
+    "stage-2-terms": Choice("s1", "stage 2 has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",)),
+    "masks": Choice("s0", "scores above the positive's are masked", ("stages.s0.margin=1e9",)),
+    "hard-negatives": Choice("s1", "stage 2 has mined negatives", ("stages.s1.n_negatives=0",)),
+    "colder": Choice("s1", "temperature 0.03, not 0.01", ("stages.s1.temperature=0.01",)),
+    "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
+    "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
+    "rank": Choice("s0", "LoRA has rank 32, not 4", ("lora_rank=4", "lora_alpha=4")),
+    "mrl": Choice("s0", "MRL, scored at 32 dimensions", ("dims=[0]", "dim_weights=[1.0]"), dim=32),
+    "mrl-whole": Choice("s0", "MRL, scored at all dimensions", ("dims=[0]", "dim_weights=[1.0]")),
+    "qat": Choice("s0", "QAT, scored on signs", ("quantizers={}",), binary=True),
+    "qat-whole": Choice("s0", "QAT, scored in float32", ("quantizers={}",)),
+}
+
+
+def trained(run: SeedRun, choice: Choice, changes: tuple[str, ...], options: Namespace) -> Columns:
+    """The scores of one training of `choice.stage`, from what the seed's run has before it.
+
+    Most choices share the training with the preset's settings: it is one folder, and done once.
+    """
+    stage = choice.stage
+    name = "-".join([stage, *changes]).translate(str.maketrans("/ ", "__", '"'))
+    folder = run.folder / "choices" / name
+    short = (f"stages.{stage}.steps={options.steps}", f"stages.{stage}.batch_size={options.batch_size}")
+    preset = override(run.preset, [*short, "data.validation_rows=0", *changes])
+    start = preset.stages[stage].start
+    if start != "raw" and not (folder / start).is_dir():
+        shutil.copytree(run.folder / start, folder / start)
+    trial = Run(preset, folder, progress=options.progress, tracker="none")
+    run_stage(trial, stage)
+    quadruples = tasks.benchmark("test", options.rows, preset.data.test_seed)
+    kept = folder / f"test-{options.rows}"
+    rows = evaluate.encoded(trial.model(stage), quadruples, batch_size=preset.data.batch_size, folder=kept)
+    return by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
+
+
+def cut(vectors: np.ndarray, choice: Choice) -> np.ndarray:
+    """The vectors (N, D) as the choice scores them."""
+    vectors = truncate(np.array(vectors), choice.dim or vectors.shape[1])
+    return unpack_binary(pack_binary(vectors)) if choice.binary else vectors
+
+
+def main() -> None:
+    def more(parser: ArgumentParser) -> None:
+        parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+        parser.add_argument("--steps", type=int, default=60)
+        parser.add_argument("--batch-size", type=int, default=64)
+        parser.add_argument("--rows", type=int, default=100, help="test queries of each task")
+        parser.add_argument("--progress", action="store_true")
+
+    options = arguments(__doc__, more)
+    runs = [SeedRun.open(folder) for folder in options.runs]
+    file = RESULTS / "F6.json"
+    known: dict[str, Mapping] = json.loads(file.read_text())["choices"] if file.is_file() else {}
+    for name in options.choices:
+        choice = CHOICES[name]
+        ours = [trained(run, choice, (), options) for run in runs]
+        theirs = [trained(run, choice, choice.instead, options) for run in runs]
+        overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
+        entry = claim(choice.text, *overall)
+        known[name] = entry | {
+            "stage": choice.stage,
+            "instead": choice.instead,
+            "scores": [[x.score for x in side] for side in overall],
+            "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},
+            "seeds": [run.preset.seed for run in runs],
+            "steps": options.steps,
+            "batch_size": options.batch_size,
+            "rows": options.rows,
+        }
+        interval = f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+        print(f"{choice.text}: {100 * entry['difference']:+.1f} points {interval}, {entry['verdict']}", flush=True)
+        write("F6", runs, "python benchmarks/findings/choices.py RUN ...", {"choices": known})
+
+
+if __name__ == "__main__":
+    main()

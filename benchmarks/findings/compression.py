@@ -1,0 +1,88 @@
+"""F3 and F4: fewer dimensions, fewer bits (report, figure 6). MRR@10 of text and of text-to-image retrieval.
+
+    python benchmarks/findings/compression.py runs/seed-0 runs/seed-1 runs/seed-2
+
+Queries and documents have the same precision, as in an index without rescoring; int8 uses the step that training
+learned. What a vector costs in a real index, in storage and search time, is in results/index_sizes.json. Writes
+results/findings/F3-F4.json.
+"""
+
+import numpy as np
+from seeds import SeedRun, arguments, claim, write
+
+from q3vl_mini import evaluate
+from q3vl_mini.compression import hamming_scores, int8_scores
+from q3vl_mini.emoji_world.tasks import build
+from q3vl_mini.stages import Run
+
+TASKS = {"keyword_search": "text retrieval", "text_to_image": "text to image"}
+PRECISIONS = ("float32", "int8", "binary")
+BYTES = {"float32": 4.0, "int8": 1.0, "binary": 1 / 8}  # a dimension
+# the report's 2B model at 1024 dimensions, read off its figure 6
+REPORT = {
+    "text retrieval": {"1024 float32": 0.360, "1024 int8": 0.360, "1024 binary": 0.348, "128 binary": 0.188},
+    "text to image": {
+        "1024 float32": 0.497,
+        "512 float32": 0.438,
+        "1024 int8": 0.487,
+        "1024 binary": 0.487,
+        "128 binary": 0.138,
+    },
+}
+
+
+def main() -> None:
+    def more(parser):
+        parser.add_argument("--rows", type=int, default=1000, help="test queries a task")
+        parser.add_argument("--model", default="s3")
+
+    options = arguments(__doc__, more)
+    runs = [SeedRun.open(folder) for folder in options.runs]
+    quadruples = [build(name, "test", options.rows, runs[0].preset.data.test_seed + 1) for name in TASKS]
+    found: dict[tuple[str, int, str], list[evaluate.DatasetResult]] = {}
+    for run in runs:
+        opened = Run(run.preset, run.folder, progress=False, tracker="none")
+        model = opened.model(options.model)
+        kept = run.folder / "findings" / f"{options.model}-{options.rows}"
+        for x, queries, corpus in evaluate.encoded(
+            model, quadruples, batch_size=run.preset.data.batch_size, folder=kept
+        ):
+            for dim in [d or model.dim for d in run.preset.dims]:
+                for precision in PRECISIONS:
+                    q, c = (model.quantizers.codes(np.asarray(v), dim, precision) for v in (queries, corpus))
+                    scores = hamming_scores(q, c) if precision == "binary" else int8_scores(q, c)
+                    result = evaluate.score_rows(x, np.round(scores, evaluate.COSINE_DECIMALS), metric="mrr@10")
+                    found.setdefault((x.name, dim, precision), []).append(result)
+    full = max(dim for _, dim, _ in found)
+    table = [
+        {
+            "task": TASKS[task],
+            "dim": dim,
+            "precision": precision,
+            "bytes": dim * BYTES[precision],
+            "mrr@10": [x.score for x in seeds],
+            "queries": seeds[0].n_queries,
+            "candidates": seeds[0].n_candidates,
+        }
+        for (task, dim, precision), seeds in found.items()
+    ]
+
+    def loses_less(task: str, dim: int, precision: str, share: float) -> dict:
+        """The claim that a setting keeps at least 1 - share of what full vectors score."""
+        whole, part = found[task, full, "float32"], found[task, dim, precision]
+        bound = -share * float(np.mean([x.score for x in whole]))
+        text = f"{TASKS[task]}: {dim} dimensions in {precision} lose less than {share:.1%} of {full} in float32"
+        return claim(text, part, whole, above=bound)
+
+    claims = [loses_less(task, full, "int8", 0.01) for task in TASKS]
+    claims += [loses_less(task, full // 2, "int8", 0.014) for task in TASKS]
+    for row in table:
+        print(row["task"], row["dim"], row["precision"], round(float(np.mean(row["mrr@10"])), 3))
+    for entry in claims:
+        print(f"{entry['claim']}: {entry['difference']:+.4f} of at least {entry['above']:+.4f}, {entry['verdict']}")
+    command = f"python benchmarks/findings/compression.py --rows {options.rows} --model {options.model} RUN ..."
+    write("F3-F4", runs, command, {"model": options.model, "table": table, "report": REPORT, "claims": claims})
+
+
+if __name__ == "__main__":
+    main()

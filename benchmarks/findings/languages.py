@@ -1,0 +1,107 @@
+"""Cross-lingual retrieval by language and script: those that training shows, and those that it never shows.
+
+    python benchmarks/findings/languages.py runs/seed-0 runs/seed-1 runs/seed-2
+
+A name in one language finds the English name of the same thing. Writes results/findings/languages.json.
+"""
+
+import unicodedata
+from collections import Counter
+
+import numpy as np
+from seeds import SeedRun, arguments, by_column, claim, write
+
+from q3vl_mini import evaluate
+from q3vl_mini.emoji_world import sprites, words
+from q3vl_mini.emoji_world.tasks import TASKS, World
+from q3vl_mini.records import Quadruple, Relevance
+from q3vl_mini.stages import Run
+
+MODELS = ("raw", "s0", "s1", "s3")
+
+
+def script(names: list[str]) -> str:
+    """The script that most letters of the names are written in, as Unicode calls it: LATIN, CYRILLIC, ..."""
+    letters = [unicodedata.name(c, "OTHER").split()[0] for name in names for c in name if c.isalpha()]
+    return Counter(letters).most_common(1)[0][0]
+
+
+def by_language(n: int, seed: int) -> list[Quadruple]:
+    """For each language n names of the test split's concepts, over the English names of all of them."""
+    keys = World("test", "languages", seed).keys
+    corpus = [{"text": words.name(key)} for key in keys]
+    row = {text["text"]: i for i, text in reversed(list(enumerate(corpus)))}  # two concepts may share a name
+    quadruples = []
+    for code in sprites.languages():
+        if code == "en":
+            continue
+        world = World("test", f"languages/{code}", seed)
+        named = [key for key in world.rng.permutation(keys).tolist() if sprites.name_in(code, key)][:n]
+        queries = [{"text": sprites.name_in(code, key)} for key in named]
+        relevance = [Relevance((row[words.name(key)],)) for key in named]
+        quadruples.append(
+            Quadruple(
+                f"language-{code}", "cross_lingual", TASKS["cross_lingual"].instruction, queries, corpus, relevance
+            )
+        )
+    return quadruples
+
+
+def main() -> None:
+    options = arguments(__doc__, lambda p: p.add_argument("--rows", type=int, default=60, help="names a language"))
+    runs = [SeedRun.open(folder) for folder in options.runs]
+    quadruples = by_language(options.rows, runs[0].preset.data.test_seed)
+    scripts = {q.name: script([x["text"] for x in q.queries]) for q in quadruples}
+    unseen = {f"language-{code}" for code in sprites.UNSEEN_LANGUAGES}
+    scores: dict[str, list[dict]] = {}
+    for run in runs:
+        opened = Run(run.preset, run.folder, progress=False, tracker="none")
+        for model in MODELS:
+            rows = evaluate.encoded(
+                opened.model(model),
+                quadruples,
+                batch_size=run.preset.data.batch_size,
+                folder=run.folder / "findings" / model,
+            )
+            scores.setdefault(model, []).append({x.name: evaluate.score_quadruple(q, c, x) for x, q, c in rows})
+
+    def group(model: str, names: set[str]) -> list:
+        return [
+            by_column(result for name, result in seed.items() if name in names)["cross_lingual"]
+            for seed in scores[model]
+        ]
+
+    seen = set(scripts) - unseen
+    table = {
+        model: {
+            "seen": [x.score for x in group(model, seen)],
+            "unseen": [x.score for x in group(model, unseen)],
+            "scripts": {
+                s: [x.score for x in group(model, {name for name in scripts if scripts[name] == s})]
+                for s in sorted(set(scripts.values()))
+            },
+            "languages": {name.split("-", 1)[1]: [seed[name].score for seed in seeds] for name in scripts},
+        }
+        for model, seeds in scores.items()
+    }
+    claims = [
+        claim("s3 is above raw in languages of training", group("s3", seen), group("raw", seen)),
+        claim("s3 is above raw in unseen languages", group("s3", unseen), group("raw", unseen)),
+    ]
+    for model, row in table.items():
+        print(model, {kind: round(float(np.mean(row[kind])), 3) for kind in ("seen", "unseen")})
+    sizes = {"rows": options.rows, "candidates": len(quadruples[0].corpus), "chance": 1 / len(quadruples[0].corpus)}
+    of_script = {name.split("-", 1)[1]: s for name, s in scripts.items()}
+    command = f"python benchmarks/findings/languages.py --rows {options.rows} RUN ..."
+    content = {
+        **sizes,
+        "unseen": sorted(sprites.UNSEEN_LANGUAGES),
+        "script": of_script,
+        "table": table,
+        "claims": claims,
+    }
+    write("languages", runs, command, content)
+
+
+if __name__ == "__main__":
+    main()

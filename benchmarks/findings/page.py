@@ -1,0 +1,276 @@
+"""Write docs/findings.md and its figures from results/findings/*.json.
+
+    python benchmarks/findings/page.py            # rewrite page and figures
+    python benchmarks/findings/page.py --check    # exit 1 if the page is not what the results say
+
+A finding without a file has not been measured, and the page says so.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from seeds import ENOUGH, RESULTS
+
+PAGE = RESULTS.parents[1] / "docs" / "findings.md"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P")
+Found = Mapping[str, Any]
+
+HEAD = f"""# The findings, measured
+
+Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/2601.04720)) appear on Emoji World, with
+a model of ten million parameters. Each difference is paired: the same seeds, the same test queries, the same budget on
+both sides. Its interval is a bootstrap of 95 % over seeds and queries. **shown** and **not shown** need at least
+{ENOUGH} seeds, which all agree, and an interval wholly on one side of what is claimed; all else is **undecided**.
+
+This page is written by `benchmarks/findings/page.py` from `results/findings/`; nothing on it is typed. The runs are
+`q3vl-mini run --preset tiny --seed K --folder runs/seed-K`.
+"""
+
+
+def mean(scores: Sequence[float]) -> float:
+    return float(np.mean(scores))
+
+
+def percent(scores: Sequence[float]) -> str:
+    return f"{100 * mean(scores):.1f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+
+
+def claims(found: Sequence[Found], bounded: bool = False) -> list[str]:
+    """A table of claims: points gained, the interval, each seed's own, the verdict."""
+    rows = []
+    for entry in found:
+        points = [f"{100 * x:+.1f}" for x in entry["by_seed"]]
+        row = [entry["claim"], f"{100 * entry['difference']:+.1f}"]
+        row += [f"{100 * entry['low']:+.1f} to {100 * entry['high']:+.1f}", ", ".join(points)]
+        rows.append([*row, *([f"{100 * entry['above']:+.2f}"] if bounded else []), f"**{entry['verdict']}**"])
+    header = ["claim", "points", "95 %", "by seed", *(["bound"] if bounded else []), "verdict"]
+    return table(header, rows)
+
+
+def head(title: str, found: Found) -> list[str]:
+    seeds = found["seeds"]
+    few = "" if len(seeds) >= ENOUGH else f" Fewer than {ENOUGH} seeds: no verdict yet."
+    return [f"## {title}", "", f"Seeds {', '.join(map(str, seeds))}; `{found['command']}`.{few}", ""]
+
+
+FIGURES: dict[str, Callable[[], None]] = {}  # what draws each figure of the page
+
+
+def figure(name: str, draw: Callable[[Figure], None], alt: str, size: tuple[float, float] = (9, 3.6)) -> list[str]:
+    """The line that shows a figure, which lies beside the results; `draw` fills it when the page is written."""
+
+    def save() -> None:
+        made = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(made)
+        draw(made)
+        for axis in made.axes:
+            axis.spines[["top", "right"]].set_visible(False)
+        made.savefig(RESULTS / f"{name}.png", dpi=110, metadata={"Software": None})
+
+    FIGURES[name] = save
+    return [f"![{alt}](../results/findings/{name}.png)", ""]
+
+
+def stages(found: Found) -> list[str]:
+    ours, report = found["table"], found["report"]
+    columns = list(ours["s0"])
+    rows = [[f"{m}, here", *(percent(ours[m][c]) for c in columns)] for m in ours]
+    rows += [[f"{m}, report", *(f"{report[m][c]:.1f}" if c in report[m] else "–" for c in columns)] for m in report]
+
+    def draw(made: Figure) -> None:
+        left, right = made.subplots(1, 2)
+        groups = {
+            "retrieval": ("image_ret", "video_ret", "video_mret", "visdoc"),
+            "classification and QA": ("image_cls", "image_qa", "video_cls", "video_qa"),
+            "all": ("mean",),
+        }
+        for axis, title, scores in (
+            (left, "here, Q3VL-tiny on MMEB-mini", {m: {c: 100 * mean(s) for c, s in ours[m].items()} for m in report}),
+            (right, "the report, 2B on MMEB-V2", report),
+        ):
+            for (group, names), colour, marker in zip(groups.items(), COLOURS, MARKERS, strict=False):
+                axis.plot(list(scores), [mean([row[c] for c in names]) for row in scores.values()],
+                          color=colour, marker=marker, label=group)  # fmt: skip
+            axis.set(title=title, ylabel="score, %")
+        left.legend(frameon=False)
+
+    alt = "Mean of the retrieval columns, of classification and QA, and of all, from s0 to s3: here and in the report"
+    lines = head("F1: each stage does what it is for", found)
+    return lines + table(["model", *columns], rows) + figure("F1", draw, alt) + claims(found["claims"])
+
+
+def reranker(found: Found) -> list[str]:
+    lines = head("F2: the reranker over the best of an embedder", found)
+    lines += [
+        f"The first {found['rows']} test queries of each task, the {found['top_k']} best candidates of each model."
+    ]
+    lines += ["`reach` is the share of queries with a right document among them: no reranker gets further.", ""]
+    rows = [
+        [f"{name}, {task}", percent(r["embedding"]), percent(r["reranked"]), percent(r["reach"])]
+        for name, by_task in found["table"].items()
+        for task, r in by_task.items()
+    ]
+    lines += table(["embedder, task", "embedding", "reranked", "reach"], rows)
+    report = ", ".join(f"{kind} {a} to {b}" for kind, (a, b) in found["report"].items())
+    lines += [f"The report, 2B, top 100: {report}.", ""]
+    timed = [c for c in found["cost"] if c["seconds"]]
+    if timed:
+        each = mean([1000 * c["seconds"] / c["pairs"] for c in timed])
+        lines += [f"A pair took {each:.0f} ms on the machine that measured this.", ""]
+    return lines + claims(found["claims"])
+
+
+def compression(found: Found) -> list[str]:
+    rows = found["table"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+
+    def draw(made: Figure) -> None:
+        for axis, task in zip(made.subplots(1, len(tasks)), tasks, strict=True):
+            for precision, colour, marker in zip(precisions, COLOURS, MARKERS, strict=False):
+                mine = sorted(
+                    (r["dim"], mean(r["mrr@10"])) for r in rows if (r["task"], r["precision"]) == (task, precision)
+                )
+                axis.plot(*zip(*mine, strict=True), color=colour, marker=marker, label=precision)
+            dims = sorted({r["dim"] for r in rows})
+            axis.set(title=task, xlabel="dimensions", ylabel="MRR@10", xscale="log", ylim=(0, None))
+            axis.set_xticks(dims, dims)
+            axis.minorticks_off()
+        axis.legend(frameon=False)
+
+    lines = head("F3 and F4: fewer dimensions, fewer bits", found)
+    cells = [[r["task"], str(r["dim"]), r["precision"], f"{r['bytes']:g}", f"{mean(r['mrr@10']):.3f}"] for r in rows]
+    lines += figure("F3-F4", draw, "MRR@10 against dimensions in float32, int8 and binary, for text and text to image")
+    lines += table(["task", "dimensions", "precision", "bytes a vector", "MRR@10"], cells)
+    for task, known in found["report"].items():
+        lines += [f"The report, {task}: " + ", ".join(f"{key} {value}" for key, value in known.items()) + ".", ""]
+    return lines + claims(found["claims"], bounded=True)
+
+
+def granularity(found: Found) -> list[str]:
+    curves = found["curves"]
+
+    def draw(made: Figure) -> None:
+        axes = made.subplots(1, len(curves))
+        for axis, (name, points), colour, marker in zip(axes, curves.items(), COLOURS, MARKERS, strict=False):
+            sizes, scores = [p["size"] for p in points], np.array([mean(p["score"]) for p in points])
+            axis.plot(sizes, scores, color=colour, marker=marker)
+            axis.fill_between(sizes, *np.array([p["ci"] for p in points]).T, color=colour, alpha=0.2)
+            axis.axhline(points[0]["chance"], color="#999999", linestyle=":")
+            axis.set(title=found["task"][name], xlabel=name, ylabel=points[0]["metric"], ylim=(0, None))
+
+    alt = "Score against tokens a picture, tokens a page, frames a clip and tokens a clip, with chance dotted"
+    lines = head("F5: visual tokens and frames", found)
+    return lines + figure("F5", draw, alt, (12, 3.2)) + claims(found["claims"])
+
+
+def choices(found: Found) -> list[str]:
+    entries = list(found["choices"].values())
+
+    def draw(made: Figure) -> None:
+        axis = made.subplots()
+        for y, entry in enumerate(entries[::-1]):
+            points = 100 * entry["difference"]
+            spread = [[points - 100 * entry["low"]], [100 * entry["high"] - points]]
+            axis.errorbar([points], [y], xerr=spread, color=COLOURS[0], marker="o", capsize=3)
+            axis.plot([100 * x for x in entry["by_seed"]], [y] * len(entry["by_seed"]), "|", color=COLOURS[1])
+        axis.axvline(0, color="#999999", linestyle=":")
+        axis.set_yticks(range(len(entries)), [e["claim"] for e in entries[::-1]])
+        axis.set(xlabel="points of MMEB-mini's mean gained by it; ticks: single seeds")
+
+    lines = head("F6, and other choices", found)
+    lines += ["Pairs of short trainings that differ in one setting; the claim is that the preset's scores higher.", ""]
+    lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
+    lines += claims(entries)
+    rows = [
+        [e["claim"], ", ".join(f"`{s}`" for s in e["instead"]), str(e["steps"]), str(len(e["seeds"]))] for e in entries
+    ]
+    return lines + table(["claim", "the other side", "steps", "seeds"], rows)
+
+
+def instructions(found: Found) -> list[str]:
+    lines = head("Does it do what the instruction says?", found)
+    lines += [
+        "One query, several instructions, one right answer for each; share of queries whose answer fits. A model that"
+    ]
+    lines += ["reads no instruction is right by chance.", ""]
+    probes = list(next(iter(found["table"].values())))
+    rows = [[model, *(percent(scores[p]) for p in probes)] for model, scores in found["table"].items()]
+    rows.append(
+        ["chance", *(f"{100 * next(c for n, c in found['chance'].items() if p.startswith(n)):.1f}" for p in probes)]
+    )
+    return lines + table(["model", *probes], rows) + claims(found["claims"])
+
+
+def languages(found: Found) -> list[str]:
+    scripts = sorted(next(iter(found["table"].values()))["scripts"])
+    unseen = {found["script"][code] for code in found["unseen"]}
+
+    def draw(made: Figure) -> None:
+        axis = made.subplots()
+        for (model, row), colour, marker in zip(found["table"].items(), COLOURS, MARKERS, strict=False):
+            axis.plot(range(len(scripts)), [100 * mean(row["scripts"][s]) for s in scripts], marker,
+                      color=colour, label=model)  # fmt: skip
+        axis.set_xticks(range(len(scripts)), [s.title() for s in scripts], rotation=60, ha="right")
+        axis.set(ylabel="Hit@1, %")
+        axis.legend(frameon=False)
+
+    lines = head("Languages", found)
+    lines += [f"A name in one of {len(found['script'])} languages finds the English one among {found['candidates']}"]
+    lines += [f"(chance {100 * found['chance']:.2f} %). Unseen in all training: {', '.join(found['unseen'])}", ""]
+    lines[-2:-1] = [lines[-2] + f" (scripts {', '.join(s.title() for s in sorted(unseen))})."]
+    lines += figure("languages", draw, "Hit@1 by script, for each model")
+    rows = [[model, percent(row["seen"]), percent(row["unseen"])] for model, row in found["table"].items()]
+    return lines + table(["model", "languages of training", "unseen languages"], rows) + claims(found["claims"])
+
+
+SECTIONS: dict[str, Callable[[Found], list[str]]] = {
+    "F1": stages,
+    "F2": reranker,
+    "F3-F4": compression,
+    "F5": granularity,
+    "F6": choices,
+    "instructions": instructions,
+    "languages": languages,
+}
+
+
+def page() -> str:
+    """The page as the results say it."""
+    lines, missing = [HEAD], []
+    for name, section in SECTIONS.items():
+        file = RESULTS / f"{name}.json"
+        if file.is_file():
+            lines += section(json.loads(file.read_text()))
+        else:
+            missing.append(name)
+    if missing:
+        lines += ["## Not measured yet", "", ", ".join(missing) + ".", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    text, current = page(), PAGE.read_text() if PAGE.is_file() else ""
+    if not parser.parse_args().check:
+        PAGE.write_text(text)
+        for save in FIGURES.values():
+            save()
+    elif text != current:
+        raise SystemExit("docs/findings.md is not what results/findings say; run python benchmarks/findings/page.py")
+
+
+if __name__ == "__main__":
+    main()
