@@ -82,7 +82,7 @@ def merge_checkpoints(
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; choose one of {list(METHODS)}")
-    vectors, kinds, quantizers = [], [], []
+    vectors, kinds, quantizers, rates = [], [], [], []
     for path in paths:
         loaded = backbone.load(path, device="cpu")
         if not isinstance(loaded.model, PeftModel):
@@ -91,6 +91,7 @@ def merge_checkpoints(
         kinds.append((base, loaded.card.get("role", "embedder"), loaded.card["template"]))
         vectors.append(vector_of(loaded.model))
         quantizers.append(loaded.quantizers)
+        rates.append(loaded.card.get("fps"))
     if len(set(kinds)) != 1:
         raise ValueError(f"{list(map(str, paths))} are of (base, role, template) {kinds}; merge models of one kind")
     numbers = [1.0] * len(vectors) if weights is None else list(weights)
@@ -110,6 +111,7 @@ def merge_checkpoints(
         facts |= {"rank": adapter.rank, "error": adapter.error}
     _, role, template = kinds[0]
     card = {"role": role, "template": template, "merge": facts}
+    card |= {"fps": rates[0]} if rates[0] and len(set(rates)) == 1 else {}
     backbone.save(folder, model, loaded.processor, card, mean_quantizers(quantizers))
     return facts
 

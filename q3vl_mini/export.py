@@ -121,7 +121,7 @@ def _page(backbone: Backbone, name: str, dtype: torch.dtype, is_adapter: bool, r
 
 def _write(folder: Path, backbone: Backbone, dtype: torch.dtype, is_adapter: bool) -> None:
     card, network = backbone.card, inner(backbone.model)
-    processor = export_processor(backbone.processor, card["role"], card["template"])
+    processor = export_processor(backbone.processor, card["role"], card["template"], card.get("fps", MediaBudget.fps))
     save(folder, backbone.model, processor, card, backbone.quantizers, dtype if is_adapter else None)
     if is_adapter:
         for file, key in (("adapter_config.json", "base_model_name_or_path"), (CARD_FILE, "base")):
@@ -135,9 +135,9 @@ def _write(folder: Path, backbone: Backbone, dtype: torch.dtype, is_adapter: boo
         write_reranker_files(folder, *processor.tokenizer.convert_tokens_to_ids(["yes", "no"]))
 
 
-def export_processor(processor: Any, role: str, template: str) -> Any:
+def export_processor(processor: Any, role: str, template: str, fps: float = MediaBudget.fps) -> Any:
     """A copy of the processor that writes the role's prompt and sizes visuals as this module does by default."""
-    budget, processor = MediaBudget(), copy.deepcopy(processor)
+    budget, processor = MediaBudget(fps=fps), copy.deepcopy(processor)
     processor.chat_template = processor.tokenizer.chat_template = chat_template(role, template)
     image, video = processor.image_processor, processor.video_processor
     image.size = _pixels(budget.image_min_tokens, budget.image_max_tokens)

@@ -395,7 +395,8 @@ def _restore(state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], quan
 
 def _save(run: Run, name: str, model: Embedder | Reranker, quantizers: Quantizers | None, **facts: Any) -> None:
     card = {"role": model.role, "template": model.template, "preset": run.preset.name, "stage": name}
-    card |= {"fine_tuned_from": run.preset.backbone, "seed": run.preset.seed, "git": git_revision()} | facts
+    card |= {"fine_tuned_from": run.preset.backbone, "fps": run.preset.data.fps, "seed": run.preset.seed}
+    card |= {"git": git_revision()} | facts
     steps = quantizers if quantizers is not None else model.backbone.quantizers
     backbone.save(run.folder / name / "model", model.model, model.processor, card, steps)
 

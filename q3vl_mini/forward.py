@@ -335,7 +335,8 @@ class PromptModel(nn.Module):
         device, dtype, trainable: see backbone.load.
         autocast: a dtype to compute in, e.g. torch.bfloat16 on a CPU that has it; None computes in `dtype`.
         max_length: tokens of a prompt, by default the released code's; templates.prompt_ids says what is cut beyond.
-        budget: sizes of visuals, by default the released code's. store: keeps visual features between calls.
+        budget: sizes of visuals, by default the released code's, at the frame rate of the card.
+        store: keeps visual features between calls.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint is missing, or made for the other role.
@@ -389,7 +390,8 @@ class PromptModel(nn.Module):
         self.model, self.processor = backbone.model, backbone.processor
         self.backbone = backbone
         self.autocast, self.max_length = autocast, max_length or self.default_max_length
-        self.budget, self.store = budget or MediaBudget(), store
+        trained = {"fps": self.card["fps"]} if "fps" in self.card else {}
+        self.budget, self.store = budget or MediaBudget(**trained), store
 
     @property
     def template(self) -> str:

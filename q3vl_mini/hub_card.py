@@ -12,7 +12,6 @@ from huggingface_hub import ModelCardData
 
 from .config import load_preset, preset_names
 from .emoji_world.tasks import TASKS
-from .media import MediaBudget
 from .snippets import snippets
 
 PAPER = "https://arxiv.org/abs/2601.04720"
@@ -180,13 +179,6 @@ def _limits(model: Exported, results: Mapping[str, Any] | None) -> Iterator[str]
             f"It has {model.parameters / 1e6:.0f} million parameters and has seen nothing but Emoji World: drawings of "
             "emoji and short generated texts. On photographs, real documents and free text its answers mean little. "
             "It shows how such a model is made; it is not for use."
-        )
-    preset = model.card.get("preset")
-    fps = load_preset(preset).data.fps if preset in preset_names() else None
-    if fps not in (None, MediaBudget().fps):
-        yield (
-            f"Training and scores took {fps:g} frames a second of a video; loaded from here, the model takes "
-            f"{MediaBudget().fps:g}."
         )
     if results is not None:
         yield (

@@ -405,7 +405,7 @@ def _finish(run: Run, stage: str, model, log: list[dict], quantizers, seconds: f
         start = preset.stages[stage].start if stage in preset.stages else "s1"
         validation = {"before": _validation_of_start(run, start, type(model)), "after": _validate(run, model)}
         card = {"role": model.role, "template": preset.template, "preset": preset.name, "stage": stage}
-        card |= {"seed": preset.seed, "git": git_revision()}
+        card |= {"fps": preset.data.fps, "seed": preset.seed, "git": git_revision()}
         if validation["after"] is not None:
             card["validation"] = validation
         backbone.save(folder / "model", model.model, model.processor, card, quantizers)

@@ -13,6 +13,7 @@ from q3vl_mini.backbone import add_lora, load, save
 from q3vl_mini.compression import Quantizers, pack_binary, truncate, unpack_binary
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.forward import VisualStore, forward_hidden, visual_outputs
+from q3vl_mini.media import MediaBudget
 from q3vl_mini.records import Clip
 
 
@@ -51,6 +52,17 @@ def test_embeddings_are_unit_vectors_that_differ(vectors):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     cosines = vectors @ vectors.T - np.eye(len(ITEMS))
     assert cosines.max() < 0.9999
+
+
+def test_a_video_is_sampled_as_in_training_which_the_card_records(small_checkpoint, tmp_path):
+    base = load(small_checkpoint)
+    card = {"role": "embedder", "template": "report", "fps": 2.0}
+    save(tmp_path / "dense", add_lora(base.model), base.processor, card)
+    dense, sparse = Embedder(tmp_path / "dense"), Embedder(small_checkpoint)
+    seconds = Clip(film(0, 8).frames, fps=4.0)  # two seconds
+    pairs = [model.collate([{"video": seconds}])["video_grid_thw"][0, 0] for model in (dense, sparse)]
+    assert pairs == [2, 1]  # four frames and two
+    assert Embedder(tmp_path / "dense", budget=MediaBudget()).budget.fps == 1.0
 
 
 def test_a_batch_of_one_and_a_batch_of_many_give_the_same_vectors(embedder, vectors):

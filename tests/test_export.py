@@ -5,6 +5,7 @@ The loaders here are the libraries' own; none of this module's code stands betwe
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from q3vl_mini import export as export_file
-from q3vl_mini.backbone import add_lora, load, save
+from q3vl_mini.backbone import add_lora, add_to_card, load, save
 from q3vl_mini.compression import Quantizers
 from q3vl_mini.config import data_dir
 from q3vl_mini.embedder import Embedder
@@ -228,6 +229,13 @@ def test_card_template_and_learned_steps_are_kept(exported, trained):
     assert {key: kept.card[key] for key in CARD} == CARD and kept.card["role"] == "embedder"
     for name, value in source.quantizers.state_dict().items():
         assert torch.equal(kept.quantizers.state_dict()[name], value)
+
+
+def test_other_libraries_sample_a_video_as_the_card_says(trained, tmp_path):
+    source = shutil.copytree(trained / "embedder-report", tmp_path / "dense")
+    add_to_card(source, {"fps": 2.0})
+    processor = AutoProcessor.from_pretrained(export(source, tmp_path / "out"))
+    assert processor.video_processor.fps == Embedder(tmp_path / "out").budget.fps == 2.0
 
 
 def test_weights_can_be_smaller(trained, tmp_path, expected):
