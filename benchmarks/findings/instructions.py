@@ -15,7 +15,6 @@ from q3vl_mini import evaluate
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.tasks import TASKS, World
 from q3vl_mini.records import Quadruple, Relevance
-from q3vl_mini.stages import Run
 
 MODELS = ("raw", "s0", "s1", "s2", "s3")
 
@@ -70,17 +69,7 @@ def main() -> None:
     runs = [SeedRun.open(folder) for folder in options.runs]
     seed = runs[0].preset.data.test_seed
     quadruples = [*how_fine(options.rows, seed), *which_kind(options.rows, seed)]
-    found: dict[str, list[dict]] = {}
-    for run in runs:
-        opened = Run(run.preset, run.folder, progress=False, tracker="none")
-        for model in MODELS:
-            rows = evaluate.encoded(
-                opened.model(model),
-                quadruples,
-                batch_size=run.preset.data.batch_size,
-                folder=run.folder / "findings" / model,
-            )
-            found.setdefault(model, []).append({x.name: evaluate.score_quadruple(q, c, x) for x, q, c in rows})
+    found = {model: [run.scores(model, quadruples) for run in runs] for model in MODELS}
 
     def probe(model: str, name: str) -> list:
         return [

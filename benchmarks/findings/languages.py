@@ -11,11 +11,9 @@ from collections import Counter
 import numpy as np
 from seeds import SeedRun, arguments, by_column, claim, write
 
-from q3vl_mini import evaluate
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.tasks import TASKS, World
 from q3vl_mini.records import Quadruple, Relevance
-from q3vl_mini.stages import Run
 
 MODELS = ("raw", "s0", "s1", "s3")
 
@@ -53,17 +51,7 @@ def main() -> None:
     quadruples = by_language(options.rows, runs[0].preset.data.test_seed)
     scripts = {q.name: script([x["text"] for x in q.queries]) for q in quadruples}
     unseen = {f"language-{code}" for code in sprites.UNSEEN_LANGUAGES}
-    scores: dict[str, list[dict]] = {}
-    for run in runs:
-        opened = Run(run.preset, run.folder, progress=False, tracker="none")
-        for model in MODELS:
-            rows = evaluate.encoded(
-                opened.model(model),
-                quadruples,
-                batch_size=run.preset.data.batch_size,
-                folder=run.folder / "findings" / model,
-            )
-            scores.setdefault(model, []).append({x.name: evaluate.score_quadruple(q, c, x) for x, q, c in rows})
+    scores = {model: [run.scores(model, quadruples) for run in runs] for model in MODELS}
 
     def group(model: str, names: set[str]) -> list:
         return [

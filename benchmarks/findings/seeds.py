@@ -15,6 +15,7 @@ from q3vl_mini.evaluate import ColumnResult, mean_score, score_quadruple
 from q3vl_mini.metrics import percentile_interval
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import git_revision, write_json
+from q3vl_mini.stages import Run
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "findings"
 ENOUGH = 3  # seeds, before a finding is said to be shown or not
@@ -50,6 +51,13 @@ class SeedRun:
     def columns(self, model: str, quadruples: Sequence[Quadruple]) -> Columns:
         """The model's scores with their value for every query, from the vectors that evaluation kept."""
         return by_column(score_quadruple(q, c, x) for x, q, c in self.vectors(model, quadruples))
+
+    def scores(self, model: str, quadruples: Sequence[Quadruple]) -> dict[str, evaluate.DatasetResult]:
+        """The model's scores on other quadruples, by name; their vectors are kept in the run's folder too."""
+        embedder = Run(self.preset, self.folder, progress=False, tracker="none").model(model)
+        size, folder = self.preset.data.batch_size, self.folder / "findings" / model
+        rows = evaluate.encoded(embedder, quadruples, batch_size=size, folder=folder)
+        return {x.name: score_quadruple(queries, corpus, x) for x, queries, corpus in rows}
 
 
 @dataclass(frozen=True)
