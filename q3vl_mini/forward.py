@@ -287,7 +287,7 @@ def forward_last(
     keys and values are shared by the batch, with gradient; the numbers are those of `forward_hidden`.
     """
     inputs = right_padded(inputs)
-    checkpointing = model.training and inner(model).is_gradient_checkpointing  # it recomputes, so it keeps no keys
+    checkpointing = model.training and inner(model).is_activation_checkpointing  # it recomputes, so it keeps no keys
     length = 0 if checkpointing else shared_prefix(inputs)
     if not length:
         return last_attended(forward_hidden(model, inputs, encoder_outputs), inputs["attention_mask"])

@@ -155,7 +155,7 @@ def test_checkpointing_changes_memory_and_not_the_training(small_checkpoint, fak
     for on in (False, True):
         run = stages.Run(replace(preset, checkpointing=on), tmp_path / str(on), progress=False, tracker="none")
         model = run.model("raw", trainable=True)
-        assert backbone.inner(model.model).is_gradient_checkpointing == on
+        assert backbone.inner(model.model).is_activation_checkpointing == on
         stages.run_stage(run, "bootstrap")
         log = (run.folder / "bootstrap" / "log.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in log])
