@@ -103,7 +103,7 @@ def stages(found: Found) -> list[str]:
                 axis.plot(list(scores), [mean([row[c] for c in names]) for row in scores.values()],
                           color=colour, marker=marker, label=group)  # fmt: skip
             axis.set(title=title, ylabel="score, %")
-        left.legend(frameon=False)
+        made.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 
     alt = "Mean of the retrieval columns, of classification and QA, and of all, from s0 to s3: here and in the report"
     lines = head("F1: each stage does what it is for", found)
@@ -128,6 +128,15 @@ def reranker(found: Found) -> list[str]:
     if timed:
         each = mean([1000 * c["seconds"] / c["pairs"] for c in timed])
         lines += [f"A pair took {each:.0f} ms on the machine that measured this.", ""]
+    worse = [e["claim"] for e in found["claims"] if e["high"] < 0]
+    if worse:
+        lines += [
+            "Where it makes the order worse, compare `reranked` with `reach` divided by the number of candidates, what"
+        ]
+        lines += [
+            "drawing one of them would score: the nearer, the less it tells apart what an embedder finds confusable,"
+        ]
+        lines += ["whatever it tells apart otherwise. Its training negatives decide (notebook 10).", ""]
     return lines + claims(found["claims"])
 
 
@@ -204,7 +213,10 @@ def instructions(found: Found) -> list[str]:
     lines += [
         "One query, several instructions, one right answer for each; share of queries whose answer fits. A model that"
     ]
-    lines += ["reads no instruction is right by chance.", ""]
+    lines += [
+        "reads no instruction is right by chance. In training the documents of one task are of one kind, so no loss"
+    ]
+    lines += ["asks a model to read the instruction: it may answer by kind, and be above or below chance for each.", ""]
     probes = list(next(iter(found["table"].values())))
     rows = [[model, *(percent(scores[p]) for p in probes)] for model, scores in found["table"].items()]
     rows.append(
