@@ -20,7 +20,7 @@ from .entries import Store, check_identity
 from .export import export, push
 from .finetune import finetune
 from .index import Index
-from .items import check_skipped, embed_items, embed_to_folder, read_items
+from .items import Skipped, check_any, check_skipped, embed_items, embed_to_folder, read_items
 from .plan import GPUS, plan, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
@@ -131,6 +131,7 @@ def embed(options: Options) -> Outcome:
         world=state.num_processes,
         limit=options.limit,
         progress=not options.quiet,
+        root=options.root,
         batch_size=options.batch_size,
         **_given(options, "instruction", "dim", "precision"),
     )
@@ -145,6 +146,8 @@ def finetune_on_pairs(options: Options) -> Outcome:
         options.folder,
         columns=_named(options.column),
         kinds=_named(options.kind),
+        root=options.root,
+        may_skip=options.may_skip,
         instruction=options.instruction,
         reranker=options.reranker,
         distil=options.distil,
@@ -182,16 +185,18 @@ def index_add(options: Options) -> Outcome:
 
 
 def _added(options: Options, embedder: Embedder, store: Store) -> Outcome:
-    items, skipped = read_items(options.items), []
+    items, skipped, added = read_items(options.items, options.root), [], 0
     with tqdm(unit="item", disable=options.quiet) as bar:
         while part := list(islice(items, 64 * options.batch_size)):
             kept, vectors, bad = embed_items(embedder, part, options.batch_size, dim=store.dim)
+            added += len(kept)
             if kept:
                 rows = [item.id for item in kept], vectors, [item.metadata for item in kept]
                 store.add(*rows, embedder.identity(store.dim), replace=True)
             skipped += bad
             bar.update(len(part))
             check_skipped(skipped, options.limit, options.items)
+    check_any(added > 0, skipped, options.items)
     _saved(store, options.folder)
     result = _described(store, options.folder) | {"skipped": [asdict(item) for item in skipped]}
     told = "".join(f"\nskipped {item.id}: {item.reason}" for item in skipped)
@@ -257,8 +262,9 @@ def search(options: Options) -> Outcome:
 
 
 def rerank(options: Options) -> Outcome:
-    items = list(read_items(options.items))
-    query = _query(options)
+    items, query = list(read_items(options.items, options.root)), _query(options)
+    if bad := [item for item in items if isinstance(item, Skipped)]:
+        raise ValueError(f"{options.items}, {bad[0].id}: {bad[0].reason}")
     ranked = Reranker(options.model).rank(
         query, [item.instance for item in items], top_k=options.k, batch_size=options.batch_size
     )

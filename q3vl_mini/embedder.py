@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .backbone import inner
 from .compression import PRECISIONS, Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
-from .forward import PromptModel, as_instance, measure, pad
+from .forward import PromptModel, as_instance, as_items, check_text, measure, pad
 from .media import PIXELS, Visual, as_list
 from .templates import EMBEDDER_TEMPLATES, embedder_prompt, prompt_ids
 
@@ -65,6 +65,7 @@ class Embedder(PromptModel):
         instances, "item 0" and so on if None.
         """
         names = names or [f"item {i}" for i in range(len(instances))]
+        check_text(instruction, "the instruction", "encode")
         seen: dict[Any, Visual] = {}
         prompts, visuals = [], []
         for item, name in zip(instances, names, strict=True):
@@ -108,16 +109,17 @@ class Embedder(PromptModel):
 
         Taught in notebooks/02.
         """
-        if isinstance(items, (str, Mapping)):
-            raise ValueError(f"encode takes a list of items, got one {type(items).__name__}; write encode([item])")
+        items = as_items(items, "item")
         if precision not in PRECISIONS:
             raise ValueError(f"no precision {precision!r}; choose one of {list(PRECISIONS)}")
-        items = list(items)
+        dim = self.dim if dim is None else dim
+        if not 1 <= dim <= self.dim or precision == "binary" and dim % 8:
+            raise ValueError(f"dim is {dim}; this model has 1 to {self.dim} dimensions, binary takes multiples of 8")
         first = {id(item): i for i, item in reversed(list(enumerate(items)))}  # where an object occurs first
         order = sorted(first.values(), key=lambda i: self._rough_length(items[i]), reverse=True)
         rows = self._in_batches(items, order, instruction, batch_size, show_progress_bar, "item")
         vectors = np.stack([rows[first[id(item)]] for item in items]) if items else np.zeros((0, self.dim), np.float32)
-        return self._codes(vectors, dim or self.dim, precision)
+        return self._codes(vectors, dim, precision)
 
     def _rough_length(self, item: Any) -> tuple[int, int]:
         """Sorts items before they are opened: videos, then the tokens of pictures and words as far as is cheap."""

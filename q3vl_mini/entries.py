@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .compression import PRECISIONS
+from .records import lone_surrogate
 
 IDENTITY = ("model", "template", "dim")  # what has to agree; "name" is for people
 UNIT = 1e-3  # how far a length may be from 1: half precision stays within it
@@ -99,7 +100,7 @@ class Store(ABC):
 
 def check_settings(dim: int, precision: str, identity: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The identity as a dict. ValueError for a dimension, precision or identity that no store can have."""
-    if dim < 1:
+    if not isinstance(dim, (int, np.integer)) or dim < 1:
         raise ValueError(f"an index of {dim} dimensions; give those of the vectors, 1 or more")
     if precision not in PRECISIONS:
         raise ValueError(f"no precision {precision!r}; choose one of {list(PRECISIONS)}")
@@ -153,7 +154,10 @@ def unit_vectors(vectors: np.ndarray, dim: int, name: Callable[[int], str]) -> n
     Raises:
         ValueError: the shape, another dimension, codes instead of floats; a row that is not finite or not of length 1.
     """
-    vectors = np.asarray(vectors)
+    try:
+        vectors = np.asarray(vectors)
+    except ValueError as error:
+        raise ValueError(f"expected vectors of shape (N, {dim}), all of one length ({error})") from error
     if vectors.ndim != 2:
         raise ValueError(f"expected vectors of shape (N, {dim}), got {vectors.shape}; one vector x is x[None]")
     if vectors.dtype.kind != "f":
@@ -213,6 +217,8 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     for row, i in enumerate(ids):
         if not isinstance(i, str) or not i:
             raise ValueError(f"id {row} is {i!r}; ids are strings that are not empty, e.g. str(number)")
+        if lone_surrogate(i) is not None:
+            raise ValueError(f"id {row} is {i!r}, with half a character (a lone surrogate); read it again as UTF-8")
     return ids
 
 
@@ -230,8 +236,10 @@ def _json(value: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is of type {type(value).__name__}; give a dict")
     try:
-        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")  # fails at a lone surrogate
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{name} cannot be written as JSON ({error}); use str, numbers, bool, None, list, dict"
         ) from None

@@ -111,6 +111,8 @@ def finetune(
     *,
     columns: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    root: str | Path | None = None,
+    may_skip: float = 0.1,
     instruction: str | None = None,
     shares: Mapping[str, float] = SHARES,
     reranker: str | Path | None = None,
@@ -127,7 +129,7 @@ def finetune(
     """Fine-tune an embedder on a person's pairs, and say whether the result is better than the base.
 
     Args:
-        data, columns, kinds: the pairs; see pairs.read_pairs. instruction, shares: see survey.survey.
+        data, columns, kinds, root: the pairs; see pairs.read_pairs. may_skip, instruction, shares: see survey.survey.
         model: the base, an embedder or a raw Qwen3-VL: a folder, a shipped name or a Hub id.
         folder: for all results.
         reranker: also train this reranker, if the data has negatives or mining found some.
@@ -158,6 +160,8 @@ def finetune(
         columns=columns,
         kinds=kinds,
         media=folder / "media",
+        root=root,
+        may_skip=may_skip,
         instruction=instruction,
         budget=run.budget,
         tokenizer=base.processor.tokenizer,

@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from .backbone import TEMPLATE_WITHOUT_CARD, Backbone, inner, load
 from .media import MediaBudget, Visual, as_list, prepare
-from .records import MODALITIES, Instance, is_empty
+from .records import MODALITIES, Instance, is_empty, text_problem
 from .templates import Content, Template, choose
 
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")  # of `pad`, each (B, T)
@@ -34,8 +34,22 @@ def as_instance(item: Any, where: str) -> Instance:
         raise ValueError(f"{where}: an item is a string or a dict, got {type(item).__name__}; try {{'image': ...}}")
     unknown = set(item) - {*MODALITIES, "instruction"}
     if unknown:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)}; use text, image, video and instruction")
+        raise ValueError(f"{where}: unknown keys {sorted(unknown, key=str)}; use text, image, video and instruction")
+    check_text(item.get("instruction"), "instruction", where)
     return item
+
+
+def check_text(value: Any, name: str, where: str) -> None:
+    """ValueError that starts with `where` for what is neither a text nor None."""
+    if problem := text_problem(value, name, where):
+        raise ValueError(problem)
+
+
+def as_items(items: Any, what: str) -> list[Any]:
+    """The items of a call as a list; ValueError for one item alone, and for what is no collection."""
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+        raise ValueError(f"expected a list of {what}s, got one {type(items).__name__}; write [{what}]")
+    return list(items)
 
 
 def measure(
@@ -79,9 +93,8 @@ def measure(
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
     texts = value if isinstance(value, (list, tuple)) else [value]
-    wrong = [type(text).__name__ for text in texts if not (text is None or isinstance(text, str))]
-    if wrong:
-        raise ValueError(f"{name}: text is a string or a list of strings, got {wrong[0]}; convert it with str()")
+    for text in texts:
+        check_text(text, "text", name)
     return tuple(text for text in texts if not is_empty(text))
 
 
@@ -91,6 +104,8 @@ def pad(ids: Sequence[Sequence[int]], visuals: list[Visual], processor: Any, sid
     Returns input_ids, attention_mask and mm_token_type_ids (B, T), the grids of images and videos where there are
     any, and `visuals`, in the order of the prompts.
     """
+    if not len(ids):
+        raise ValueError("a batch without items; give at least one")
     rows, width = len(ids), max(map(len, ids))
     tokens = np.full((rows, width), processor.tokenizer.pad_token_id)
     mask = np.zeros((rows, width), dtype=np.int64)
@@ -409,6 +424,8 @@ class PromptModel(nn.Module):
         self, items: Sequence[Any], order: Sequence[int], instruction: str | None, batch_size: int, bar: bool, unit: str
     ) -> dict[int, np.ndarray]:
         """forward() of items[i] for every i in `order`, batch by batch in that order, without gradient."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         outputs: dict[int, np.ndarray] = {}
         was_training = self.training
         self.eval()
@@ -417,7 +434,14 @@ class PromptModel(nn.Module):
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
                     inputs = self.collate([items[i] for i in rows], instruction, [f"{unit} {i}" for i in rows])
-                    outputs.update(zip(rows, self(inputs).cpu().numpy(), strict=True))
+                    made = self(inputs).cpu().numpy()
+                    wrong = [i for i, output in zip(rows, made, strict=True) if not np.isfinite(output).all()]
+                    if wrong:
+                        raise ValueError(
+                            f"{unit} {wrong[0]}: the model's output is NaN or infinite; load the model with "
+                            "dtype=torch.float32 and without autocast, or check its weights"
+                        )
+                    outputs.update(zip(rows, made, strict=True))
                     progress.update(len(rows))
         finally:
             self.train(was_training)

@@ -8,6 +8,7 @@ whose features are known already is not drawn, decoded or resized again.
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,17 @@ PAIR_OVERHEAD = 12  # tokens that the prompt adds to each frame pair: its time, 
 TEXT_ROOM = 256  # tokens of a prompt that visuals never take
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".tif")
 VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+# What is opened, whatever a file is called: no format that starts another program (EPS) or names other files
+# (playlists), and nothing that FFmpeg would draw from words.
+IMAGE_FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA", "PCX", "SGI", "DDS",
+)  # fmt: skip
+VIDEO_FORMATS = (
+    "mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "apng", "webp_pipe",
+    "h264", "hevc", "av1", "ivf", "mjpeg", "jpeg_pipe",
+)  # fmt: skip
+MAX_PIXELS = 89_478_485  # of a picture, 256 MB as RGB: where Pillow begins to warn of decompression bombs
+MAX_VIDEO_PIXELS = 2**30  # of all sampled frames together, 3 GB: 64 frames of 4096 x 4096
 
 
 @dataclass(frozen=True)
@@ -197,10 +209,11 @@ def _existing_file(path: str | Path, where: str) -> Path:
 def load_image(value: Any, where: str = "image") -> np.ndarray:
     """Any image as uint8 (H, W, 3): upright by its EXIF tag, transparency over white, 16 bits cut to 8.
 
-    Arrays are uint8, or floats in [0, 1]. See `prepare` for kinds and errors. Taught in notebooks/02.
+    Of a moving picture the first frame. Arrays are uint8, or floats in [0, 1]. Modes without a range of their own (I
+    and F) hold values up to 1 (F alone), 255 or 65535; the least of these that they keep to is their white. See
+    `prepare` for kinds and errors. Taught in notebooks/02.
     """
-    if hasattr(value, "render"):
-        value = value.render()
+    value = _rendered(value, where)
     if isinstance(value, np.ndarray):
         return _array_image(value, where)
     if isinstance(value, (bytes, bytearray)):
@@ -215,21 +228,50 @@ def load_image(value: Any, where: str = "image") -> np.ndarray:
             f"{type(value).__name__}"
         )
     try:
-        image = value if source is None else Image.open(source)
-        return np.array(_rgb(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return np.array(_rgb(value if source is None else _opened(source)))
+    except Exception as error:  # a file may be made so that its decoder fails in any way
         raise ValueError(f"{where}: cannot read {name} as an image ({error}); replace the file or drop it") from error
 
 
+def _rendered(value: Any, where: str) -> Any:
+    if not hasattr(value, "render"):
+        return value
+    try:
+        return value.render()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _opened(source: Any) -> Image.Image:
+    with warnings.catch_warnings():  # of many pixels, which are refused below, and of tags that are not read
+        warnings.simplefilter("ignore")
+        return Image.open(source, formats=IMAGE_FORMATS)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, and at least 1 and at most {MAX_PIXELS} are read")
     if image.getexif().get(0x0112, 1) != 1:  # the orientation of the camera
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 256).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Values without a range of their own as uint8, by the least usual white that none exceeds."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535:  # also true for nan
+        raise ValueError(f"values from {low} to {high}; bring them between 0 and 255")
+    if values.dtype.kind == "f" and high <= 1:
+        values = values * 255.0
+    return (values // 256 if high > 255 else values.round()).astype(np.uint8)
 
 
 def _array_image(array: np.ndarray, where: str) -> np.ndarray:
@@ -254,8 +296,7 @@ def load_video(value: Any, budget: MediaBudget, where: str = "video") -> tuple[n
     budget.fps frames a second, spread evenly from the first to the last; an odd number is made even by repeating the
     last. A pair's time is the mean of its frames' times. See `prepare` for kinds and errors. Taught in notebooks/02.
     """
-    if hasattr(value, "render"):
-        value = value.render()
+    value = _rendered(value, where)
     if isinstance(value, np.ndarray) and value.ndim == 4:
         value = list(value)
     if isinstance(value, Clip):
@@ -286,7 +327,7 @@ def sample_frames(total: int, fps: float, budget: MediaBudget) -> list[int]:
     As many as budget.fps asks for, but at least min_frames, and at most max_frames and one token a frame pair.
     Taught in notebooks/02.
     """
-    wanted = int(total / fps * budget.fps + 1e-6)
+    wanted = int(min(total / fps * budget.fps + 1e-6, budget.max_frames))
     wanted = min(max(wanted, budget.min_frames), budget.max_frames, 2 * budget.video_max_tokens, total)
     return np.linspace(0, total - 1, wanted).round().astype(int).tolist()
 
@@ -299,7 +340,9 @@ def _same_sized(frames: list[np.ndarray], where: str) -> np.ndarray:
 
 
 def _open(source: Any) -> "av.container.InputContainer":
-    return av.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else str(source))
+    """The file for FFmpeg, which would also follow a playlist to other files and to the network."""
+    file = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else f"file:{source}"
+    return av.open(file, options={"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": "file"})
 
 
 def _unreadable(source: Any, error: Exception, where: str) -> ValueError:
@@ -314,7 +357,7 @@ def _probe(source: Any, where: str) -> tuple[float, int]:
             stream = container.streams.video[0]
             total = sum(1 for packet in container.demux(stream) if packet.size)
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except Exception as error:  # a file may be made so that FFmpeg or PyAV fails in any way
         raise _unreadable(source, error, where) from error
     if total == 0 or not fps > 0:
         raise _unreadable(source, ValueError(f"{total} frames at {fps} a second"), where)
@@ -330,6 +373,9 @@ def _decode(source: Any, wanted: Sequence[int], where: str) -> np.ndarray:
             container.streams.video[0].thread_type = "AUTO"
             for i, frame in enumerate(container.decode(video=0)):
                 last = frame
+                if frame.width * frame.height * len(wanted) > MAX_VIDEO_PIXELS:
+                    size = f"{len(wanted)} frames of {frame.width} x {frame.height}"
+                    raise ValueError(f"{size} pixels, and at most {MAX_VIDEO_PIXELS} pixels in all are read")
                 if i == wanted[len(frames)]:
                     picture = _upright(frame)
                     frames += [picture] * sum(j == i for j in wanted)
@@ -337,7 +383,7 @@ def _decode(source: Any, wanted: Sequence[int], where: str) -> np.ndarray:
                     break
             if len(frames) < len(wanted) and last is not None:
                 frames += [_upright(last)] * (len(wanted) - len(frames))
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except Exception as error:  # a file may be made so that FFmpeg or PyAV fails in any way
         raise _unreadable(source, error, where) from error
     if not frames:
         raise _unreadable(source, ValueError("no frame can be decoded"), where)

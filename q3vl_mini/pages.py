@@ -12,6 +12,7 @@ from PIL import Image
 
 ADDRESS = re.compile(r"(?P<path>.+\.pdf)#page=(?P<number>\d+)", re.IGNORECASE)
 DPI = 144  # pixels an inch: an A4 page is 1190 x 1684
+MAX_PIXELS = 50_000_000  # a page of 1.2 x 1.2 metres
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,14 @@ class PdfPage:
         with open_pdf(self.path) as pdf:
             if not 1 <= self.number <= len(pdf):
                 raise ValueError(f"{self.path} has pages 1 to {len(pdf)}, and no page {self.number}")
-            return pdf[self.number - 1].render(scale=self.dpi / 72).to_pil().convert("RGB")
+            try:
+                page = pdf[self.number - 1]
+                width, height = (points * self.dpi / 72 for points in page.get_size())
+                if width * height > MAX_PIXELS:
+                    raise ValueError(f"{self} has {width:.0f} x {height:.0f} pixels at {self.dpi} dpi; lower dpi")
+                return page.render(scale=self.dpi / 72).to_pil().convert("RGB")
+            except RuntimeError as error:  # PdfiumError
+                raise ValueError(f"cannot draw {self} ({error}); replace the file or drop its rows") from error
 
     def __str__(self) -> str:
         return f"{self.path}#page={self.number}"

@@ -4,7 +4,7 @@ A row has `query` and `positive`, and may have `negatives`, `instruction`, `scor
 A cell is
 
 - a text;
-- the path of a picture or video, counted from the table's folder, or a page: `manual.pdf#page=3`;
+- the path of a picture or video, counted from the table's folder and below it, or a page: `manual.pdf#page=3`;
 - a mix, {"text": ..., "image": ..., "video": ...}, in CSV as JSON;
 - a picture as the `datasets` library has it ({"bytes": ..., "path": ...}), a PIL image, or an array;
 - in `positive` and `negatives`, a list of these, in CSV as JSON.
@@ -26,10 +26,11 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .items import read_items
+from .items import Item, read_items
 from .media import IMAGE_FILES, VIDEO_FILES, load_image
 from .pages import PdfPage, pdf_page
-from .records import MODALITIES, Instance, is_empty
+from .paths import below
+from .records import MODALITIES, Instance, is_empty, text_problem
 from .tables import TABLES, read_rows
 
 COLUMNS = ("query", "positive", "negatives", "instruction", "score", "split")
@@ -85,6 +86,7 @@ def read_pairs(
     columns: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
     media: str | Path | None = None,
+    root: str | Path | None = None,
 ) -> Iterator[Pair | Fault]:
     """The rows of `data` in their order, each as a Pair, or as the Faults that keep it from being one.
 
@@ -99,6 +101,8 @@ def read_pairs(
         columns: {"query": "title"} where a column has another name.
         kinds: {"positive": "image"} where what a string is does not show in its ending: "text", "image" or "video".
         media: a folder where pictures go that are no files yet, so that they need not stay in memory.
+        root: below which the files that rows name must lie. None is the folder of a table or of pictures, and anywhere
+            for rows that a program makes.
 
     Raises:
         FileNotFoundError, ValueError: the whole cannot be read, a column is missing, or an argument is wrong.
@@ -112,26 +116,33 @@ def read_pairs(
         if unknown := set(data) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown)}; they are {', '.join(SPLITS)}")
         for split, part in data.items():
-            yield from _read(part, columns, kinds, media, split)
+            yield from _read(part, columns, kinds, media, root, split)
     else:
-        yield from _read(data, columns, kinds, media, "")
+        yield from _read(data, columns, kinds, media, root, "")
 
 
-def _read(data: Any, columns: dict, kinds: dict, media: str | Path | None, source: str) -> Iterator[Pair | Fault]:
+def _read(
+    data: Any, columns: dict, kinds: dict, media: str | Path | None, root: str | Path | None, source: str
+) -> Iterator[Pair | Fault]:
     rows, folder, usual = _source(data)
     first = list(islice(rows, LOOKED_AT))
-    there = set().union(*(row for row in first if not isinstance(row, ValueError)))
+    there = set().union(*(row for row in first if isinstance(row, Mapping)))
     names = {name: name for name in COLUMNS} | {k: next((n for n in v if n in there), k) for k, v in usual.items()}
     names |= columns
     if missing := [names[name] for name in ("query", "positive") if names[name] not in there]:
         if not first:
             raise ValueError(f"{data if isinstance(data, (str, Path)) else 'the data'} has no rows")
-        raise ValueError(f"no column {missing} among {sorted(there)}; say which it is: columns={{'query': 'title'}}")
-    cells = _Cells(folder, kinds, Path(media) if media is not None else None)
+        told = sorted(there, key=str) or f"rows such as {first[0]!r:.200}"
+        raise ValueError(f"no column {missing} among {told}; say which it is: columns={{'query': 'title'}}")
+    if root is None and isinstance(data, (str, Path)):
+        root = data if Path(data).is_dir() else folder
+    cells = _Cells(folder, kinds, Path(media) if media is not None else None, root)
     for number, row in enumerate(chain(first, rows)):
         where = Row(number, source)
         if isinstance(row, ValueError):
             yield Fault(where, "row", "unreadable line", str(row))
+        elif not isinstance(row, Mapping):
+            yield Fault(where, "row", "wrong type", f"a {type(row).__name__}; give a dict of columns")
         else:
             yield from _pair(where, {name: row.get(names[name]) for name in COLUMNS}, cells, source)
 
@@ -149,7 +160,7 @@ def _source(data: Any) -> tuple[Iterator[dict[str, Any] | ValueError], Path, dic
         return _captioned(path), Path(), {}
     if isinstance(data, (datasets.Dataset, datasets.IterableDataset)):
         return iter(_undecoded(data)), Path(), {}
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, bytes):
         return iter(data), Path(), {}
     raise ValueError(f"a {type(data).__name__} is no data; give a table, a folder, a datasets data set or rows")
 
@@ -163,7 +174,7 @@ def _placed(table: Path) -> Iterator[dict[str, Any] | ValueError]:
 
 def _captioned(folder: Path) -> Iterator[dict[str, Any]]:
     """Pictures and videos with the text file beside each, or with the words of its name."""
-    found = {item.id: item.instance for item in read_items(folder)}
+    found = {item.id: item.instance for item in read_items(folder) if isinstance(item, Item)}
     for name, instance in found.items():
         if "text" not in instance:
             path = PurePosixPath(name)
@@ -216,7 +227,7 @@ def _instruction(value: Any, column: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise CellError("wrong type", f"a {type(value).__name__}; state the task in a sentence")
-    return value.strip()
+    return _sound(value.strip())
 
 
 def _score(value: Any, column: str) -> float | None:
@@ -234,7 +245,7 @@ def _score(value: Any, column: str) -> float | None:
 def _split(value: Any, column: str) -> str | None:
     if _missing(value):
         return None
-    if value not in SPLITS:
+    if not isinstance(value, str) or value not in SPLITS:
         raise CellError("wrong type", f"{value!r} is no split; they are {', '.join(SPLITS)}")
     return value
 
@@ -244,18 +255,26 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # a text that begins with a bracket
     if _missing(value):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-class _Cells:
-    """Cells to instances. Paths count from `folder`; pictures without a file go into `media`, if given."""
+def _sound(text: str) -> str:
+    """The text itself. CellError where it cannot be tokenised or written."""
+    if problem := text_problem(text, "it", "text"):
+        raise CellError("broken text", problem)
+    return text
 
-    def __init__(self, folder: Path, kinds: Mapping[str, str], media: Path | None):
-        self.folder, self.kinds, self.media = folder, kinds, media
+
+class _Cells:
+    """Cells to instances. Paths count from `folder` and lie below `root`, if given; pictures without a file go into
+    `media`, if given."""
+
+    def __init__(self, folder: Path, kinds: Mapping[str, str], media: Path | None, root: str | Path | None = None):
+        self.folder, self.kinds, self.media, self.root = folder, kinds, media, root
 
     def instances(self, value: Any, column: str) -> list[Instance]:
         cells = _listed(value)
@@ -264,7 +283,7 @@ class _Cells:
         return [self.instance(cell, column) for cell in cells]
 
     def instance(self, value: Any, column: str) -> Instance:
-        """Raises CellError: empty cell, wrong type or missing file."""
+        """Raises CellError: empty cell, wrong type, broken text, missing file or path outside."""
         if isinstance(value, Path):
             value = str(value)
         if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -278,7 +297,8 @@ class _Cells:
 
     def _mix(self, value: Mapping[str, Any]) -> Instance:
         if unknown := set(value) - {*MODALITIES, "instruction"}:
-            raise CellError("wrong type", f"an object with {sorted(unknown)}; its keys are text, image and video")
+            keys = sorted(unknown, key=str)
+            raise CellError("wrong type", f"an object with {keys}; its keys are text, image and video")
         out: Instance = {}
         for kind, part in value.items():
             if not _missing(part):
@@ -304,11 +324,12 @@ class _Cells:
         if kind in ("text", "instruction"):
             if not isinstance(value, str):
                 raise CellError("wrong type", f"a {type(value).__name__} where a text is expected; write it as one")
-            return value.strip()
+            return _sound(value.strip())
         if isinstance(value, Mapping):
-            if value.get("bytes") is not None:
-                return self._kept(value["bytes"], PurePosixPath(value.get("path") or "").suffix)
-            value = value.get("path")
+            content, path = value.get("bytes"), value.get("path")
+            if isinstance(content, (bytes, bytearray)):
+                return self._kept(bytes(content), PurePosixPath(path).suffix if isinstance(path, str) else "")
+            value = path
         if isinstance(value, str):
             return self._file(value.strip())
         if isinstance(value, (bytes, bytearray)):
@@ -325,7 +346,10 @@ class _Cells:
         page = pdf_page(path, self.folder)
         if page is None and path.lower().endswith(".pdf"):
             raise CellError("wrong type", f"{path!r} names no page; write {path}#page=1, one row a page")
-        file = Path(page.path) if page else self.folder / path
+        try:
+            file = below(page.path, "", self.root) if page else below(path, self.folder, self.root)
+        except ValueError as error:
+            raise CellError("path outside", str(error)) from error
         if not file.is_file():
             raise CellError("missing file", f'there is no {str(file)!r}; if it is a text, write {{"text": ...}}')
         return page or str(file)
@@ -343,6 +367,7 @@ class _Cells:
     def _kept(self, content: bytes, ending: str) -> bytes | str:
         if self.media is None:
             return content
+        ending = ending if ending.lower() in (*IMAGE_FILES, *VIDEO_FILES) else ""
         file = self.media / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{ending}"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -354,6 +379,6 @@ def _object(text: str) -> Any:
     """The object that a cell holds as JSON, or the cell itself if it is just a text with a brace."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) and set(value) <= {*MODALITIES, "instruction"} else text

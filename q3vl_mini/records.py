@@ -10,8 +10,10 @@ A *quadruple* (report, section 3) is one sub-dataset: an instruction; queries; a
 labels that give each query its positive and its negative documents.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,11 @@ class Clip:
     fps: float
 
     def __post_init__(self):
-        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or len(self.frames) == 0:
-            raise ValueError(f"a Clip needs frames of shape (T >= 1, H, W, 3), got {self.frames.shape}")
+        shape, dtype = getattr(self.frames, "shape", None), getattr(self.frames, "dtype", type(self.frames).__name__)
+        if shape is None or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+            raise ValueError(f"a Clip needs frames of shape (T >= 1, H, W, 3), got {shape}")
+        if dtype != np.uint8:
+            raise ValueError(f"a Clip needs frames of uint8, got {dtype}; for floats in [0, 1] take (255 * x).round()")
         if not self.fps > 0:
             raise ValueError(f"a Clip needs fps > 0, got {self.fps}")
 
@@ -95,21 +100,71 @@ def is_empty(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(is_empty(v) for v in value)
 
 
+def lone_surrogate(text: str) -> int | None:
+    """Where half of a character of two (U+D800 to U+DFFF) stands alone in a text; None if nowhere.
+
+    It comes from a text that was cut between the two, or from bytes that were no UTF-8. It can be neither tokenised
+    nor written.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def text_problem(text: Any, name: str, where: str) -> str | None:
+    """What keeps `text` from being a text, as a sentence that starts with `where`; None if it is one, or None."""
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        return f"{where}: {name} must be a string, got {type(text).__name__}; convert it with str()"
+    if (place := lone_surrogate(text)) is not None:
+        return (
+            f"{where}: {name} has half a character at position {place} (a lone surrogate, {text[place]!r}); read it "
+            "again as UTF-8, or take text.encode('utf-8', 'replace').decode()"
+        )
+    return None
+
+
 def validate_instance(instance: Any, where: str) -> list[str]:
     """Problems of one instance as sentences that start with `where`; an empty list if it is sound."""
     instance = as_instance(instance)
     if not isinstance(instance, Mapping):
         return [f"{where}: an item is a string or a dict with text, image or video, got {type(instance).__name__}"]
     problems = []
-    unknown = sorted(set(instance) - {*MODALITIES, "instruction"})
+    unknown = sorted(set(instance) - {*MODALITIES, "instruction"}, key=str)
     if unknown:
         problems.append(f"{where}: unknown keys {unknown}; use text, image, video and instruction")
     if all(is_empty(instance.get(m)) for m in MODALITIES):
         problems.append(f"{where}: has no text, image or video; drop the row or fill one of them")
     texts = instance.get("text")
-    for t in texts if isinstance(texts, (list, tuple)) else [texts]:
-        if t is not None and not isinstance(t, str):
-            problems.append(f"{where}: text must be a string, got {type(t).__name__}; convert it with str()")
+    texts = [(text, "text") for text in (texts if isinstance(texts, (list, tuple)) else [texts])]
+    found = (text_problem(text, name, where) for text, name in [*texts, (instance.get("instruction"), "instruction")])
+    return problems + [problem for problem in found if problem]
+
+
+def validate_labels(labels: Relevance, n_docs: int, where: str) -> list[str]:
+    """Problems of one query's labels over `n_docs` documents, as sentences that start with `where`."""
+    problems = []
+    if not labels.positives:
+        problems.append(f"{where}: no positive document; drop the query or label one")
+    for part in ("positives", "negatives", "candidates"):
+        rows = getattr(labels, part) or ()
+        if odd := [d for d in rows if isinstance(d, bool) or not isinstance(d, (int, np.integer))]:
+            return [*problems, f"{where}: {part} holds {odd[0]!r}; give rows of the corpus as whole numbers"]
+        if outside := [d for d in rows if not 0 <= d < n_docs]:
+            problems.append(f"{where}: {part} {outside[:3]} are outside the corpus of {n_docs} documents; drop them")
+    both = set(labels.positives) & set(labels.negatives)
+    if both:
+        problems.append(f"{where}: documents {sorted(both)[:3]} are positive and negative; keep one label")
+    if labels.scores is not None and len(labels.scores) != len(labels.positives):
+        n_scores = len(labels.scores)
+        problems.append(f"{where}: {n_scores} scores for {len(labels.positives)} positives; give one each")
+    if odd := [x for x in labels.scores or () if not (isinstance(x, Real) and math.isfinite(x))]:
+        problems.append(f"{where}: the score {odd[0]!r} is no finite number; give the similarity of the two as one")
+    if labels.candidates is not None and not set(labels.positives) <= set(labels.candidates):
+        problems.append(f"{where}: a positive is not among the candidates; add it")
     return problems
 
 
@@ -117,7 +172,9 @@ def validate(quadruple: Quadruple, limit: int = 20) -> None:
     """Raise ValueError naming data set, row and remedy for the first `limit` faults of a quadruple."""
     name, n_queries, n_docs = quadruple.name, len(quadruple.queries), len(quadruple.corpus)
     problems: list[str] = []
-    if not quadruple.instruction.strip():
+    if problem := text_problem(quadruple.instruction, "the instruction", name):
+        problems.append(problem)
+    elif is_empty(quadruple.instruction):
         problems.append(f"{name}: the instruction is empty; state the task in one sentence")
     if n_queries == 0 or n_docs == 0:
         problems.append(f"{name}: {n_queries} queries and {n_docs} documents; both need at least one")
@@ -131,20 +188,6 @@ def validate(quadruple: Quadruple, limit: int = 20) -> None:
     for i, labels in enumerate(quadruple.relevance):
         if len(problems) >= limit:
             break
-        where = f"{name}, relevance row {i}"
-        if not labels.positives:
-            problems.append(f"{where}: no positive document; drop the query or label one")
-        for part in ("positives", "negatives", "candidates"):
-            outside = [d for d in getattr(labels, part) or () if not 0 <= d < n_docs]
-            if outside:
-                problems.append(f"{where}: {part} {outside[:3]} are outside the corpus of {n_docs} documents")
-        both = set(labels.positives) & set(labels.negatives)
-        if both:
-            problems.append(f"{where}: documents {sorted(both)[:3]} are positive and negative; keep one label")
-        if labels.scores is not None and len(labels.scores) != len(labels.positives):
-            n_scores = len(labels.scores)
-            problems.append(f"{where}: {n_scores} scores for {len(labels.positives)} positives; give one each")
-        if labels.candidates is not None and not set(labels.positives) <= set(labels.candidates):
-            problems.append(f"{where}: a positive is not among the candidates; add it")
+        problems += validate_labels(labels, n_docs, f"{name}, relevance row {i}")
     if problems:
         raise ValueError("\n".join(problems[:limit]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbone import inner
-from .forward import PromptModel, as_instance, measure, pad
+from .forward import PromptModel, as_instance, as_items, check_text, measure, pad
 from .media import Visual
 from .templates import RERANKER_TEMPLATES, prompt_ids, reranker_prompt
 
@@ -53,6 +53,7 @@ class Reranker(PromptModel):
         what errors call the pairs, "pair 0" and so on if None.
         """
         names = names or [f"pair {i}" for i in range(len(pairs))]
+        check_text(instruction, "the instruction", "score")
         seen: dict[Any, Visual] = {}
         prompts, visuals = [], []
         for pair, name in zip(pairs, names, strict=True):
@@ -82,7 +83,10 @@ class Reranker(PromptModel):
 
         Raises ValueError naming the pair and the remedy. Taught in notebooks/10.
         """
-        pairs = list(pairs)
+        pairs = as_items(pairs, "pair")
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"pair {i}: expected (query, document), got {type(pair).__name__}; write two items")
         order = sorted(range(len(pairs)), key=lambda i: [_rough_length(side) for side in pairs[i]], reverse=True)
         rows = self._in_batches(pairs, order, instruction, batch_size, show_progress_bar, "pair")
         return np.array([rows[i] for i in range(len(pairs))], dtype=np.float32)
@@ -101,8 +105,7 @@ class Reranker(PromptModel):
 
         Taught in notebooks/10.
         """
-        if isinstance(documents, (str, Mapping)):
-            raise ValueError(f"score takes a list of documents, got one {type(documents).__name__}; write [document]")
+        documents = as_items(documents, "document")
         margins = self.logits([(query, document) for document in documents], instruction, batch_size)
         return torch.from_numpy(margins).sigmoid().numpy()
 
@@ -118,6 +121,8 @@ class Reranker(PromptModel):
 
         The first `top_k`, or all; equal scores keep the order of `documents`. Taught in notebooks/10.
         """
+        if top_k is not None and top_k < 0:
+            raise ValueError(f"top_k is {top_k}; give the number of documents wanted, or None for all")
         scores = self.score(query, documents, instruction, batch_size)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]

@@ -23,6 +23,7 @@ from .splits import SHARES, assign, task_of, to_quadruple
 
 SHARED_SHOWN = 10  # documents with many queries that are listed
 LISTED = 200  # faults in the page; all are in the JSON
+EARLIEST_STOP = 50  # rows that are read before a share of unusable ones means anything
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Survey:
         folder.mkdir(parents=True, exist_ok=True)
         faults = [asdict(fault) | {"row": fault.row.number, "source": fault.row.source} for fault in self.faults]
         write_json(folder / "survey.json", self.counts | {"faults": faults}, indent=1, ensure_ascii=False)
-        (folder / "survey.md").write_text(page(self), encoding="utf-8")
+        (folder / "survey.md").write_text(page(self), encoding="utf-8", errors="backslashreplace")
         contact_sheet(self.splits["train"]).save(folder / "survey.png")
 
 
@@ -56,6 +57,8 @@ def survey(
     columns: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
     media: str | Path | None = None,
+    root: str | Path | None = None,
+    may_skip: float = 0.1,
     instruction: str | None = None,
     budget: MediaBudget | None = None,
     tokenizer: Any = None,
@@ -67,21 +70,26 @@ def survey(
     """Read, check and split a person's data. Arguments of reading: see pairs.read_pairs.
 
     Args:
+        may_skip: share of the rows that may be unusable; more of the first EARLIEST_STOP, or later, stop the reading.
         instruction: the task in a sentence, for rows without their own.
         budget: what visuals are scaled to, for the count of visual tokens. tokenizer, max_length: of the model, for
             the count of text tokens and of what would be cut.
         shares: of the rows for "test" and "validation", where the person gives no split.
 
     Raises:
-        FileNotFoundError, ValueError: the data cannot be read at all, or no row of it can be used.
+        FileNotFoundError, ValueError: the data cannot be read at all, no row of it can be used, or too few can.
     """
     likeness, faults, pairs, rows = Likeness(budget or MediaBudget()), [], [], set()
-    for found in tqdm(read_pairs(data, columns, kinds, media), desc="read", unit="row", disable=not progress):
+    reading = read_pairs(data, columns, kinds, media, root)
+    for found in tqdm(reading, desc="read", unit="row", disable=not progress):
+        if found.row not in rows:
+            _check_left_out(len(rows), len(pairs), may_skip, faults)
         rows.add(found.row)
         if isinstance(found, Fault):
             faults.append(found)
         elif (pair := _opened(found, likeness, faults)) is not None:
             pairs.append(pair)
+    _check_left_out(len(rows), len(pairs), may_skip, faults)
     pairs = list(_comparable(pairs, faults))
     pairs = list(_once(pairs, likeness, faults))
     if not pairs:
@@ -114,6 +122,16 @@ def survey(
     counts["texts"] = {r: _texts(items, tokenizer, max_length) for r, items in roles.items()}
     counts["visuals"] = {r: _visuals(items, likeness) for r, items in roles.items()}
     return Survey(splits, faults, counts)
+
+
+def _check_left_out(read: int, used: int, may_skip: float, faults: Sequence[Fault]) -> None:
+    """ValueError once more than the share `may_skip` of at least EARLIEST_STOP rows cannot be used."""
+    if read >= EARLIEST_STOP and read - used > may_skip * read:
+        kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(fault.kind for fault in faults).most_common())
+        raise ValueError(
+            f"{read - used} of the first {read} rows cannot be used ({kinds}; the first is {faults[0]}); mend them, or "
+            f"allow more than the share {may_skip:g} (may_skip=, --may-skip)"
+        )
 
 
 def _opened(pair: Pair, likeness: Likeness, faults: list[Fault]) -> Pair | None:
