@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import av
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -167,21 +168,39 @@ def _write_relevance(path: Path, quadruple: Quadruple) -> None:
     pq.write_table(datasets.Dataset.from_list(rows, features=datasets.Features(features)).data.table, path)
 
 
-def load_quadruple(folder: str | Path, streaming: bool = False, cache_dir: str | Path | None = None) -> Quadruple:
+@dataclass
+class LeftOut:
+    """What of a saved quadruple cannot be used: reasons by row of the queries and of the corpus, and of single labels."""
+
+    queries: dict[int, str] = field(default_factory=dict)
+    documents: dict[int, str] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+
+
+def load_quadruple(
+    folder: str | Path,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    left_out: LeftOut | None = None,
+) -> Quadruple:
     """Open a folder written by `save_quadruple`, or laid out like one.
 
     Queries and corpus are sequences that decode a row when it is asked for: images as PIL images, videos as the bytes
-    of their file. A list of one value comes back as the value.
+    of their file. A list of one value comes back as the value. Only files that the tables hold are read: one that a
+    row merely names, by a path or an address, is refused.
 
     Args:
         streaming: False copies the rows once into the cache of `datasets` as memory-mapped Arrow, for fast access in
             any order. True copies nothing and holds one row group of the Parquet file at a time: right for reading
             in order, slow for jumping about.
         cache_dir: another place for that copy.
+        left_out: gets what is wrong with single rows and labels, which is an error if it is None. Such queries have no
+            positives then; usable.usable leaves them out.
 
     Raises:
-        FileNotFoundError: a file is missing. ValueError: an id that is not there. A folder from elsewhere should go
-            through records.validate once; that decodes every row, so it is not done here.
+        FileNotFoundError: a file is missing. ValueError: a file is no table or lacks a column; an id that is not there
+            or comes twice. A folder from elsewhere should go through records.validate or usable.usable once; that
+            decodes every row, so it is not done here.
 
     Taught in notebooks/03.
     """
@@ -189,43 +208,86 @@ def load_quadruple(folder: str | Path, streaming: bool = False, cache_dir: str |
     for name in ("card.json", "queries.parquet", "corpus.parquet", "relevance.parquet"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; give a folder written by save_quadruple")
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = _read_card(folder / "card.json")
+    columns = {"queries": ("id",), "corpus": ("id",), "relevance": ("query_id", "positives")}
+    for part, needed in columns.items():
+        _check_columns(folder / f"{part}.parquet", needed)
     queries, corpus = (_open_rows(folder / f"{part}.parquet", streaming, cache_dir) for part in ("queries", "corpus"))
-    relevance, truth = _read_relevance(folder, card["name"])
+    relevance, truth = _read_relevance(folder, card["name"], left_out)
     meta = {key: _tuples(value) for key, value in card["meta"].items()} | ({"truth": truth} if truth else {})
     return Quadruple(card["name"], card["task"], card["instruction"], queries, corpus, relevance, meta)
 
 
+def _read_card(file: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON in UTF-8 ({error}); write it again with save_quadruple") from error
+    kinds = {"name": str, "task": str, "instruction": str, "meta": dict}
+    if not isinstance(card, dict) or (wrong := [k for k, kind in kinds.items() if not isinstance(card.get(k), kind)]):
+        raise ValueError(f"{file} has no {wrong if isinstance(card, dict) else list(kinds)}; see save_quadruple")
+    return card
+
+
+def _check_columns(file: Path, needed: Sequence[str]) -> None:
+    try:
+        there = pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is no Parquet file, or cut off ({error}); copy or write it again") from error
+    if missing := [name for name in needed if name not in there]:
+        raise ValueError(f"{file} has no column {missing}, only {there}; see save_quadruple")
+
+
 def _open_rows(path: Path, streaming: bool, cache_dir: str | Path | None) -> "StoredInstances":
     if streaming:
-        return StoredInstances(ParquetRows(path))
-    return StoredInstances(datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir and str(cache_dir)))
+        return StoredInstances(ParquetRows(path), path.stem)
+    stored = datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir and str(cache_dir))
+    return StoredInstances(DatasetRows(stored), path.stem)
 
 
-def _read_relevance(folder: Path, name: str) -> tuple[list[Relevance], tuple[tuple[int, ...], ...] | None]:
+def _read_relevance(
+    folder: Path, name: str, left_out: LeftOut | None
+) -> tuple[list[Relevance], tuple[tuple[int, ...], ...] | None]:
     """Labels with ids turned into positions, in the order of the queries."""
 
-    def ids(part: str) -> list[str]:
-        return pq.read_table(folder / f"{part}.parquet", columns=["id"])["id"].to_pylist()
+    def refused(fault: str) -> None:
+        if left_out is None:
+            raise ValueError(f"{fault}; mend the table")
 
-    position = {document: i for i, document in enumerate(ids("corpus"))}
+    def ids(part: str, bad: dict[int, str]) -> dict[str, int]:
+        rows: dict[str, int] = {}
+        for row, i in enumerate(pq.read_table(folder / f"{part}.parquet", columns=["id"])["id"].to_pylist()):
+            if i is None or i in rows:
+                bad[row] = f"{name}, {part} row {row}: the id {i!r} " + ("is missing" if i is None else "comes twice")
+                refused(bad[row])
+            else:
+                rows[i] = row
+        return rows
+
+    found = left_out or LeftOut()
+    queries, position = ids("queries", found.queries), ids("corpus", found.documents)
     rows = {row["query_id"]: row for row in pq.read_table(folder / "relevance.parquet").to_pylist()}
 
     def rows_of(query: str, column: str) -> tuple[int, ...] | None:
-        try:
-            named = rows[query].get(column)
-            return None if named is None else tuple(position[document] for document in named)
-        except KeyError as error:
-            raise ValueError(f"{name}, query {query!r}: relevance.parquet or corpus.parquet lacks {error}") from None
+        named = rows[query].get(column)
+        for document in named or ():
+            if document not in position:
+                found.labels.append(f"{name}, query {query!r}: corpus.parquet lacks {document!r}, one of its {column}")
+                refused(found.labels[-1])
+        return None if named is None else tuple(position[document] for document in named if document in position)
 
-    relevance, truth = [], []
-    for query in ids("queries"):
+    relevance, truth = [Relevance(())] * (len(queries) + len(found.queries)), []
+    for query, i in queries.items():
+        if query not in rows:
+            found.queries[i] = f"{name}, query {query!r}: relevance.parquet lacks {query!r}"
+            refused(found.queries[i])
+            continue
         positives, negatives = rows_of(query, "positives") or (), rows_of(query, "negatives") or ()
         scores = rows[query].get("scores")
         scores = None if scores is None else tuple(scores)
-        relevance.append(Relevance(positives, negatives, scores, rows_of(query, "candidates")))
+        relevance[i] = Relevance(positives, negatives, scores, rows_of(query, "candidates"))
         truth.append(rows_of(query, "truth"))
-    return relevance, None if None in truth else tuple(truth)
+    return relevance, None if None in truth or len(truth) < len(relevance) else tuple(truth)
 
 
 def _tuples(value: Any) -> Any:
@@ -233,14 +295,26 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+class DatasetRows:
+    """The rows of a datasets.Dataset by position, as they are stored."""
+
+    def __init__(self, stored: datasets.Dataset):
+        self.table = stored.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.table[i].to_pylist()[0]
+
+
 class ParquetRows:
-    """The decoded rows of a Parquet file by position, one row group in memory; may be sent to other processes."""
+    """The rows of a Parquet file by position, one row group in memory; may be sent to other processes."""
 
     def __init__(self, path: Path):
         meta = pq.read_metadata(path)
         self.path = path
         self.ends = np.cumsum([meta.row_group(g).num_rows for g in range(meta.num_row_groups)])
-        self.features = datasets.Features.from_arrow_schema(pq.read_schema(path))
         self.group, self.table = -1, None
 
     def __len__(self) -> int:
@@ -252,14 +326,17 @@ class ParquetRows:
             with pq.ParquetFile(self.path) as file:
                 self.group, self.table = group, file.read_row_group(group)
         start = int(self.ends[group - 1]) if group else 0
-        return self.features.decode_example(self.table.slice(i - start, 1).to_pylist()[0])
+        return self.table.slice(i - start, 1).to_pylist()[0]
 
 
 class StoredInstances(Sequence):
-    """Instances over stored rows (a datasets.Dataset or ParquetRows), decoded when asked for and not kept."""
+    """Instances over stored rows (DatasetRows or ParquetRows), decoded when asked for and not kept.
 
-    def __init__(self, rows: Any):
-        self.rows = rows
+    A picture that cannot be read is a ValueError that names the row of `part`.
+    """
+
+    def __init__(self, rows: Any, part: str = "rows"):
+        self.rows, self.part = rows, part
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -269,16 +346,26 @@ class StoredInstances(Sequence):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        row = self.rows[int(i) % len(self)]
+        i = int(i) % len(self)
+        row = self.rows[i]
         out = {}
         for kind in (*MODALITIES, "instruction"):
             value = row.get(kind)
             values = value if isinstance(value, list) else [value]
-            if kind == "video":
-                values = [file and (file["bytes"] or file["path"]) for file in values]
+            if kind in ("image", "video"):
+                values = [_embedded(file, kind, f"{self.part} row {i}, {kind}") for file in values if file is not None]
             if not is_empty(values):
                 out[kind] = values if len(values) > 1 else values[0]
         return out
+
+
+def _embedded(file: Any, kind: str, where: str) -> Any:
+    """A stored picture as a PIL image, a stored video as bytes."""
+    content = file.get("bytes") if isinstance(file, Mapping) else file
+    if not isinstance(content, bytes):
+        named = file.get("path") if isinstance(file, Mapping) else file
+        raise ValueError(f"{where}: names {named!r}, and only files that the table holds are read; embed it")
+    return Image.fromarray(load_image(content, where)) if kind == "image" else content
 
 
 @dataclass(frozen=True)

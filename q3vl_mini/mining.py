@@ -296,6 +296,14 @@ def _check(
             f"{quadruple.name}, query {graded}: has graded labels (STS), which mining would make into positives;"
             " leave this data set out"
         )
+    if len(quadruple.relevance) != len(quadruple):
+        raise ValueError(f"{quadruple.name}: {len(quadruple)} queries but {len(quadruple.relevance)} rows of labels")
+    for i, labels in enumerate(quadruple.relevance):
+        if outside := [d for d in (*labels.positives, *labels.negatives) if not 0 <= d < len(quadruple.corpus)]:
+            raise ValueError(
+                f"{quadruple.name}, query {i}: labels {outside[:3]} are outside the corpus of {len(quadruple.corpus)} "
+                "documents; drop them (records.validate finds all)"
+            )
     parts = (("query", query_vectors, quadruple.queries), ("document", corpus_vectors, quadruple.corpus))
     for kind, vectors, items in parts:
         if vectors.ndim != 2 or len(vectors) != len(items):
@@ -310,6 +318,9 @@ def _check(
                     f"{quadruple.name}, {kind} {start + wrong[0]}: its vector has length {lengths[wrong[0]]:.3g};"
                     " t+ and delta- are on the cosine, so L2-normalise the vectors"
                 )
+    if query_vectors.shape[1] != corpus_vectors.shape[1]:
+        widths = f"{query_vectors.shape[1]} dimensions, those of documents {corpus_vectors.shape[1]}"
+        raise ValueError(f"{quadruple.name}: query vectors have {widths}; encode both with the same dim")
 
 
 @dataclass(frozen=True)

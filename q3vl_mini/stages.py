@@ -40,6 +40,7 @@ from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
+from .usable import load_usable
 
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
@@ -171,6 +172,7 @@ def media_budget(data: DataConfig) -> MediaBudget:
 def sub_dataset(name: str, rows: int, seed: int, public: str | Path = DataConfig.public) -> Quadruple:
     """`rows` training queries of an Emoji World task, a public set, or a folder that data.save_quadruple wrote.
 
+    What cannot be used of a folder is left out, and named in the stage's metrics.json (usable.usable).
     public: the folder of public sets; one that is not prepared there is prepared now.
     """
     if name in tasks.TASKS:
@@ -181,9 +183,7 @@ def sub_dataset(name: str, rows: int, seed: int, public: str | Path = DataConfig
     if not (Path(name) / "card.json").is_file():
         known = ", ".join([*tasks.TASKS, *SETS])
         raise ValueError(f"no sub-dataset {name!r}: neither a folder with a card.json, nor one of {known}")
-    quadruple = load_quadruple(name)
-    chosen = np.random.default_rng([seed, 5]).permutation(len(quadruple))[:rows]
-    return quadruple.select(sorted(chosen.tolist()))
+    return load_usable(name, rows, seed)
 
 
 def training_data(config: StageConfig, seed: int, public: str | Path = DataConfig.public) -> list[Quadruple]:
@@ -395,7 +395,8 @@ def _train(
     )
     mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}
     seconds = max(time.monotonic() - began, log[-1]["seconds"])  # the log counts earlier, interrupted tries too
-    _finish(run, stage, model, log, quantizers, seconds, {"mining": mined})
+    left_out = {q.name: q.meta["left_out"] for q in quadruples if "left_out" in q.meta}
+    _finish(run, stage, model, log, quantizers, seconds, {"mining": mined, "left_out": left_out})
 
 
 def _finish(run: Run, stage: str, model, log: list[dict], quantizers, seconds: float, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import png_bytes
+from ..paths import below
 from ..records import Instance, Rejected
 
 HOUND_FRAMES = 8  # of a video, as in VLM2Vec-V2's training
@@ -106,7 +107,7 @@ def _two_turns(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _hound_frames(row: Mapping[str, Any], folder: Path | None) -> tuple[str, ...]:
-    place = _needed(folder) / "train_300k" / row["video"]
+    place = _inside(row["video"], _needed(folder) / "train_300k")
     frames = sorted(place.glob("*.jpeg"))
     if not frames:
         raise Rejected("no frames", str(place))
@@ -139,7 +140,9 @@ def ms_marco(row: Mapping[str, Any], folder: Path | None) -> Example:
     judge them. Column: text_ret (InfoNCE).
     """
     passages = row["passages"]
-    judged = list(zip(passages["passage_text"], passages["is_selected"], strict=True))
+    judged = list(zip(passages["passage_text"], passages["is_selected"], strict=False))
+    if not len(judged) == len(passages["passage_text"]) == len(passages["is_selected"]):
+        raise Rejected("passages without judgements", str(row["query"])[:80])
     selected = tuple({"text": text} for text, flag in judged if text.strip() and flag)
     others = tuple({"text": text} for text, flag in judged if text.strip() and not flag)
     if not selected:
@@ -191,14 +194,26 @@ def _needed(folder: Path | None) -> Path:
 
 
 def _local(path: str, folder: Path | None) -> str:
-    file = _needed(folder) / path
+    file = _inside(path, _needed(folder))
     if not file.is_file():
         raise Rejected("no file", str(file))
     return str(file)
 
 
-def _embedded(value: Any) -> Any:
-    """The picture that a table holds, as bytes or a path: {bytes, path} undecoded, or a decoded PIL image."""
+def _inside(path: Any, folder: Path) -> Path:
+    """Rejected for what is no path, and for one that leads out of the set's own folder."""
+    try:
+        return below(path, folder, folder)
+    except (TypeError, ValueError) as error:
+        raise Rejected("path outside", str(error)) from error
+
+
+def _embedded(value: Any) -> bytes | None:
+    """The picture that a table holds, as bytes: {bytes, path} undecoded, or a decoded PIL image. A path is not read."""
     if isinstance(value, Mapping):
-        return value.get("bytes") or value.get("path")
-    return png_bytes(value) if isinstance(value, Image.Image) else value
+        value = value.get("bytes")
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, Image.Image):
+        raise Rejected("no picture", f"a {type(value).__name__}")
+    return png_bytes(value)

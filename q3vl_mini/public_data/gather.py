@@ -17,7 +17,7 @@ from ..config import DataConfig
 from ..data import save_quadruple
 from ..emoji_world.tasks import Corpus
 from ..media import as_list, load_image
-from ..records import Instance, Quadruple, Rejected, Relevance
+from ..records import Instance, Quadruple, Rejected, Relevance, text_problem
 from .sets import PublicSet, find
 
 WRONG_LABELS = 8  # explicitly wrong labels that a classification query gets
@@ -75,8 +75,8 @@ def gather(
             example = public.adapt(raw, root)
             groups = (example.query,), example.positives, example.negatives, example.unjudged
             [query], rights, wrongs, others = ([_kept(x, pictures, opened) for x in group] for group in groups)
-        except Rejected as why:
-            skipped.add(read - 1, why)
+        except (Rejected, TypeError, AttributeError) as why:
+            skipped.add(read - 1, why if isinstance(why, Rejected) else Rejected("wrong type", str(why)))
             if read >= EARLIEST_STOP and len(skipped) > public.may_skip * read:
                 raise ValueError(
                     f"{name}: {len(skipped)} of the first {read} rows cannot be used: {skipped}; "
@@ -103,7 +103,9 @@ def gather(
 
 
 def _kept(instance: Instance, pictures: Path | None, opened: set[Any]) -> Instance:
-    """The instance with its embedded picture in a file, if that is wanted; Rejected if a picture cannot be opened."""
+    """The instance with its embedded picture in a file, if that is wanted; Rejected if it cannot be used."""
+    if problem := text_problem(instance.get("text"), "its text", "text"):
+        raise Rejected("broken text", problem)
     content = instance.get("image")
     if pictures is not None and isinstance(content, bytes):
         file = pictures / hashlib.sha256(content).hexdigest()
