@@ -212,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--models", nargs="+", help="embedders (default: the shipped ones)")
     command.add_argument("--reranker", default="reranker", help="default: the shipped one")
     command.add_argument("--home", type=Path, help="where vectors and collections are kept (default ~/.q3vl_mini)")
+    command.add_argument("--remote", action="store_true", help="let a query be a public address of a picture or clip")
 
     command = verb(
         "export", commands.export_model, "a folder that transformers, sentence-transformers and vLLM load",

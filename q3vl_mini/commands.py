@@ -283,7 +283,7 @@ def _query(options: Options) -> dict[str, Any]:
 def open_demo(options: Options) -> Outcome:
     from .demo.app import launch  # gradio is an extra
 
-    names = ("host", "port", "share", "folder", "models", "reranker", "home")
+    names = ("host", "port", "share", "folder", "models", "reranker", "home", "remote")
     launch(**{name: getattr(options, name) for name in names})
     return Outcome("", None)
 

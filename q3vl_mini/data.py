@@ -170,7 +170,7 @@ def _write_relevance(path: Path, quadruple: Quadruple) -> None:
 
 @dataclass
 class LeftOut:
-    """What of a saved quadruple cannot be used: reasons by row of the queries and of the corpus, and of single labels."""
+    """What of a saved quadruple cannot be used: reasons by row of queries and of corpus, and those of single labels."""
 
     queries: dict[int, str] = field(default_factory=dict)
     documents: dict[int, str] = field(default_factory=dict)

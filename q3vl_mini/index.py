@@ -285,7 +285,8 @@ def _map_rows(file: Path, card: Mapping[str, Any]) -> pa.Table:
     _check_size(file, card)
     try:
         rows = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    except pa.ArrowInvalid as error:
+        rows.validate(full=True)  # offsets that point outside would be read as they are
+    except (pa.ArrowException, OSError) as error:
         raise _damaged(file, str(error)) from error
     if rows.schema != ROW_SCHEMA or len(rows) != card["count"]:
         raise _damaged(file, f"it holds {len(rows)} rows of {rows.schema.names}, {CARD} says {card['count']}")

@@ -14,7 +14,7 @@ from q3vl_mini.config import load_preset, override
 from q3vl_mini.data import load_quadruple
 from q3vl_mini.doctor import Check, doctor_table
 from q3vl_mini.embedder import Embedder
-from q3vl_mini.items import embed_items, load_vectors, read_items
+from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
 
 
@@ -87,10 +87,38 @@ def test_tables_of_every_kind_give_the_same_items(kind, tmp_path):
     assert (one.id, two.id) == ("x", "y") and int(two.metadata["price"]) == 2
 
 
-def test_a_line_that_is_no_row_is_named(tmp_path):
-    (tmp_path / "items.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(ValueError, match="items.jsonl, line 2"):
-        list(read_items(tmp_path / "items.jsonl"))
+def test_a_row_that_cannot_be_an_item_is_named_and_the_next_is_read(tmp_path):
+    (tmp_path / "more").mkdir()
+    rows = [
+        '{"id": "a", "text": "a"}',
+        '{"text": ',
+        '{"id": "a", "text": "b"}',
+        '{"image": "../secret.png"}',
+        '{"image": "/etc/secret.png"}',
+        '{"image": "../../m.pdf#page=1"}',
+        '{"id": "\\ud83d", "text": "b"}',
+        '{"text": "b", "price": [NaN]}',
+        '{"text": "b", "price": NaN, "n": 1}',
+    ]
+    (tmp_path / "more" / "items.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    first, *bad, last = read_items(tmp_path / "more" / "items.jsonl")
+    assert (first.id, last.metadata) == ("a", {"text": "b", "n": 1})
+    reasons = ["items.jsonl, line 2: not JSON", "row 2 has the id of an earlier row", *3 * ["leads outside of"]]
+    reasons += 2 * ["cannot be written as JSON in UTF-8"]
+    for skipped, reason in zip(bad, reasons, strict=True):
+        assert isinstance(skipped, Skipped) and reason in skipped.reason
+    wider = list(read_items(tmp_path / "more" / "items.jsonl", root=tmp_path))
+    assert wider[3].instance == {"image": str(tmp_path / "more" / "../secret.png")}
+    assert isinstance(wider[4], Skipped)
+
+
+def test_a_job_that_could_embed_nothing_says_so(tmp_path, small_checkpoint, capsys):
+    (tmp_path / "items.jsonl").write_text('{"title": "no column that is read"}\n')
+    model = ["--model", str(small_checkpoint), "--quiet"]
+    for command in (["embed", str(tmp_path / "items.jsonl"), "--out", str(tmp_path / "v")],
+                    ["index", "create", str(tmp_path / "i"), str(tmp_path / "items.jsonl")]):  # fmt: skip
+        status, _, error = called(capsys, *command, *model)
+        assert status == 1 and "has nothing that can be embedded" in error and "no text, image or video" in error
 
 
 def test_a_bad_item_is_skipped_with_its_reason_and_the_others_have_their_vectors(photos, small_checkpoint):

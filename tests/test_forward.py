@@ -216,7 +216,7 @@ def test_padding_marks_kinds_and_keeps_the_order_of_grids(processor):
     [
         (7, "item 1: an item is a string or a dict, got int"),
         ({"picture": 1}, r"item 1: unknown keys \['picture'\]"),
-        ({"text": 7}, "item 1: text is a string or a list of strings, got int"),
+        ({"text": 7}, "item 1: text must be a string, got int"),
         ({"image": [Drawing(0), "gone.png"]}, "item 1, image 1: there is no file 'gone.png'"),
         ({"video": "gone.mp4"}, "item 1, video 0: there is no file 'gone.mp4'"),
     ],

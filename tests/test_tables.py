@@ -33,6 +33,31 @@ def test_a_bad_line_comes_as_an_error_and_the_next_is_read(tmp_path):
     assert last == {"a": "4", "b": "5"} and "line 3: 1 cells too many" in str(broken)
 
 
+def test_lines_that_no_reader_takes_are_named_and_the_next_is_read(tmp_path):
+    lines = [b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 4}']
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
+    *broken, last = read_rows(tmp_path / "t.jsonl")
+    assert last == {"a": 4} and [f"line {n}: not JSON" in str(x) for n, x in enumerate(broken, 1)] == [True] * 3
+    (tmp_path / "t.csv").write_bytes(b"a,b\n\xff,2\n" + b"x" * 200_000 + b",2\n4,5\n")
+    latin, long, last = read_rows(tmp_path / "t.csv")
+    assert last == {"a": "4", "b": "5"}
+    assert "line 2: bytes that are not UTF-8" in str(latin) and "line 3: field larger than" in str(long)
+    bad = pa.array([b"fine", b"\xff", b"also fine"]).view(pa.string())
+    pq.write_table(pa.table({"a": bad}), tmp_path / "t.parquet")
+    first, broken, last = read_rows(tmp_path / "t.parquet")
+    assert (first, last) == ({"a": "fine"}, {"a": "also fine"}) and "row 1: cannot be read" in str(broken)
+
+
+def test_a_table_that_cannot_be_read_at_all_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(ValueError, match=r"t.csv has several columns called \['a'\]"):
+        list(read_rows(tmp_path / "t.csv"))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
+    with pytest.raises(ValueError, match="t.parquet is no Parquet file, or cut off"):
+        list(read_rows(tmp_path / "t.parquet"))
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         list(read_rows(tmp_path / "absent.csv"))

@@ -16,11 +16,14 @@ from .gallery import gallery
 from .items import KINDS
 from .models import Models
 from .page import GALLERY, Page
+from .remote import guard
 from .shelf import Shelf
 from .uploads import ACCEPTED
 
 UPLOAD_LIMIT = "50mb"
-QUEUE = 32  # events that wait; one more is refused
+QUEUE = 32  # events that wait; one more gets the answer that the queue is full (HTTP 503)
+AT_ONCE = 1  # runs of one kind of event; the models work on one query at a time (models.Models)
+CLEANED, UPLOADS_KEPT = 900, 7200  # seconds between two looks at uploads, and after which one is deleted
 SHOWN = 16  # items before the first search
 STYLE = Path(__file__).with_name("style.css")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]  # none is fetched
@@ -47,11 +50,17 @@ Apache-2.0) and Emojione 2 (CC-BY-4.0), changed in colour, size and place. The p
 
 
 def build(
-    engine: Engine, shipped: Shelf, collections: Collections, folder: Path | None = None, public: bool = False
+    engine: Engine,
+    shipped: Shelf,
+    collections: Collections,
+    folder: Path | None = None,
+    public: bool = False,
+    remote: bool = False,
 ) -> gr.Blocks:
-    """The page. shipped: the gallery. folder, public: see Page."""
-    page = Page(engine, shipped, collections, folder, public)
-    with gr.Blocks(title="q3vl_mini: search by meaning", analytics_enabled=False) as blocks:
+    """The page. shipped: the gallery. folder, public, remote: see Page."""
+    page = Page(engine, shipped, collections, folder, public, remote)
+    title = "q3vl_mini: search by meaning"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CLEANED, UPLOADS_KEPT)) as blocks:
         visitor = gr.BrowserState("", storage_key="q3vl_mini", secret="q3vl_mini")  # the key itself is the secret
         gr.HTML(INTRO)
         with gr.Tabs():
@@ -69,7 +78,8 @@ def build(
                 gr.Markdown(ABOUT)
         blocks.load(page.arrive, visitor, [visitor, place, compared_place, map_place, chosen], show_progress="hidden")
         blocks.load(page.widest, model, [dim, *dims], show_progress="hidden")
-    return blocks.queue(max_size=QUEUE)
+    guard(blocks, remote)
+    return blocks.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 
 def launch(
@@ -81,6 +91,7 @@ def launch(
     reranker: str | None = "reranker",
     home: str | Path | None = None,
     public: bool | None = None,
+    remote: bool = False,
     prevent_thread_lock: bool = False,
 ) -> gr.Blocks:
     """Start the demo and print its address; `close()` of what is returned stops it.
@@ -96,6 +107,7 @@ def launch(
         home: where vectors and collections are kept; None is $Q3VL_MINI_HOME, or .q3vl_mini in the user's folder.
         public: give each visitor collections of their own; None does so if it is shared or listens to more than this
             machine.
+        remote: a query may be the address of a picture or clip on the public internet; see remote.fetch.
         prevent_thread_lock: return at once, as a notebook needs it.
 
     Taught in notebooks/16.
@@ -106,13 +118,14 @@ def launch(
     if public is None:
         public = share or host not in ("127.0.0.1", "localhost", "::1")
     collections = Collections(home / "collections")
-    blocks = build(engine, shipped, collections, Path(folder) if folder is not None else None, public)
+    blocks = build(engine, shipped, collections, Path(folder) if folder is not None else None, public, remote)
     blocks.launch(
         server_name=host,
         server_port=port,
         share=share,
         prevent_thread_lock=True,
         max_file_size=UPLOAD_LIMIT,
+        show_error=False,  # what no line of the page says stays in the server's log
         theme=_theme(),
         css_paths=STYLE,
         footer_links=["settings"],

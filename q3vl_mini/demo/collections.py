@@ -9,21 +9,25 @@ import json
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from .items import Item
 from .shelf import Shelf
-from .uploads import Upload, read_upload
+from .uploads import Upload, printable, read_upload
 
 MAX_ITEMS = 2_000  # of a collection
 MAX_COLLECTIONS = 20  # of an owner
 NAME_LENGTH = 60
+FREE = 2**30  # bytes of the disk that stay free
+OPEN = 32  # collections that stay open with their indexes, those used last
 CARD = "collection.json"
 
 
@@ -67,6 +71,8 @@ class Collection(Shelf):
                 return
             if len(self._rows) >= MAX_ITEMS:
                 raise ValueError(f"{upload.title}: a collection has at most {MAX_ITEMS} items; start another one")
+            if shutil.disk_usage(self.folder).free < FREE:
+                raise ValueError(f"{upload.title}: this server has no room for more files; try again later")
             if upload.kind == "text":
                 row["text"] = upload.instance["text"]
             else:
@@ -85,7 +91,10 @@ class Collections:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self._open: dict[Path, Collection] = {}  # one object for each, whoever asks for it
+        # one object for each, whoever asks for it, as long as somebody uses it or it was used lately
+        self._open: WeakValueDictionary[Path, Collection] = WeakValueDictionary()
+        self._recent: deque[Collection] = deque(maxlen=OPEN)
+        self._opening = Lock()
 
     def names(self, owner: str) -> dict[str, str]:
         """Names of an owner's collections, by the id that `get` and `delete` take; in alphabetical order."""
@@ -95,7 +104,7 @@ class Collections:
 
     def create(self, owner: str, name: str) -> str:
         """A new, empty collection; returns its id. ValueError for a name that is empty or taken, or one too many."""
-        name, known = " ".join(name.split())[:NAME_LENGTH], self.names(owner)
+        name, known = printable(" ".join(name.split()))[:NAME_LENGTH], self.names(owner)
         if not name:
             raise ValueError("give the collection a name")
         if name in known.values():
@@ -112,15 +121,22 @@ class Collections:
         if id not in self.names(owner):
             raise KeyError(id)
         folder = self._folder(owner) / id
-        if folder not in self._open:
-            self._open[folder] = Collection(folder)
-        return self._open[folder]
+        with self._opening:
+            collection = self._open.get(folder)
+            if collection is None:
+                collection = self._open[folder] = Collection(folder)
+            if collection in self._recent:
+                self._recent.remove(collection)
+            self._recent.append(collection)
+        return collection
 
     def delete(self, owner: str, id: str) -> None:
         """Remove a collection with its files and vectors; KeyError as `get`."""
-        folder = self.get(owner, id).folder
-        del self._open[folder]
-        shutil.rmtree(folder)
+        collection = self.get(owner, id)
+        with self._opening:
+            del self._open[collection.folder]
+            self._recent.remove(collection)
+        shutil.rmtree(collection.folder)
 
     def _folder(self, owner: str) -> Path:
         if not owner:

@@ -14,6 +14,7 @@ from .collections import Collection, Collections, files_below
 from .engine import Engine, Settings
 from .examples import SAME
 from .items import KINDS, Item, model_view
+from .remote import fetch, is_address
 from .shelf import Shelf
 from .uploads import read_query
 
@@ -28,16 +29,22 @@ class Page:
     """The demo's state and its events.
 
     public: each visitor has collections of their own, by a key that their browser keeps. folder: below which files may
-    be indexed where they lie; not on a public page.
+    be indexed where they lie; not on a public page. remote: a query of one address is the picture or clip behind it.
     """
 
     def __init__(
-        self, engine: Engine, shipped: Shelf, collections: Collections, folder: Path | None = None, public: bool = False
+        self,
+        engine: Engine,
+        shipped: Shelf,
+        collections: Collections,
+        folder: Path | None = None,
+        public: bool = False,
+        remote: bool = False,
     ):
         if public and folder is not None:
             raise ValueError(f"a public demo cannot open the folder {folder}; leave one of the two out")
         self.engine, self.models, self.shipped, self.collections = engine, engine.models, shipped, collections
-        self.folder, self.public = folder, public
+        self.folder, self.public, self.remote = folder, public, remote
         self._cancelled: set[str] = set()  # owners
         self.scratch = Path(tempfile.mkdtemp(prefix="q3vl-demo-"))  # Gradio serves what an event takes from there
 
@@ -92,7 +99,7 @@ class Page:
         """Status, cards and cost. chosen: model, dim, precision, rescore, rerank, then the visitor."""
         *chosen, visitor = chosen
         try:
-            instance, shelf = _instance(query), self.shelf(where, visitor)
+            instance, shelf = self._instance(query), self.shelf(where, visitor)
             settings = _settings(instruction, kinds, chosen)
             for bar in self._looking(shelf, settings.model):
                 yield bar, gr.skip(), gr.skip()
@@ -122,16 +129,19 @@ class Page:
         content = model_view(item)
         if content is None:
             return {"text": str(item.instance["text"]), "files": []}
-        file = self.scratch / f"{item.id}.webp"
+        file = self._query_file(item)
         file.write_bytes(content)
         return {"text": text, "files": [str(file)]}
+
+    def _query_file(self, item: Item) -> Path:
+        return self.scratch / f"{item.id}.webp"
 
     def compare(self, query: dict, instruction: str, where: str, *chosen: Any) -> Iterator[tuple]:
         """Status, then cards and cost of both sides. chosen: twice model to rerank, then the visitor."""
         *chosen, visitor = chosen
         nothing = [gr.skip()] * 4
         try:
-            instance, shelf = _instance(query), self.shelf(where, visitor)
+            instance, shelf = self._instance(query), self.shelf(where, visitor)
             half = len(chosen) // 2
             sides = [
                 replace(_settings(instruction, (), part), k=COMPARED) for part in (chosen[:half], chosen[half:])
@@ -176,11 +186,26 @@ class Page:
     def score_pair(self, query: dict, document: dict, model: str, instruction: str) -> tuple[str, Any]:
         """Status and scores."""
         try:
-            one, other = (_instance(box, f"the {name}") for box, name in ((query, "query"), (document, "document")))
+            boxes = ((query, "the query"), (document, "the document"))
+            one, other = (self._instance(box, name) for box, name in boxes)
             score = self.engine.score_pair(one, other, model, _shortened(instruction))
         except FAULTS as error:
             return markup.status(str(error), bad=True), gr.skip()
         return markup.status(f"{sum(score.ms.values()):.0f} ms."), markup.pair(score)
+
+    def _instance(self, box: dict | None, what: str = "the query") -> dict[str, Any]:
+        """The value of a search box as an instance; an address is what is behind it, if that is wanted."""
+        text, files = (box["text"], box["files"]) if box else ("", [])
+        try:
+            if not (self.remote and text and is_address(text)):
+                return read_query(text, files)
+            file = fetch(text.strip(), self.scratch)
+            try:
+                return read_query("", [*files, file])
+            finally:
+                file.unlink(missing_ok=True)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
 
     def _looking(self, shelf: Shelf, model: str) -> Iterator[str]:
         """Progress while a model makes vectors that are not there yet."""
@@ -254,21 +279,16 @@ class Page:
         try:
             if not sure:
                 raise ValueError("tick the box first: what is deleted cannot be brought back")
-            name = self.own(chosen, visitor).name
+            collection = self.own(chosen, visitor)
+            name = collection.name
             self.collections.delete(self.owner(visitor), chosen)
+            for item in collection.items:  # what has been a query
+                self._query_file(item).unlink(missing_ok=True)
         except ValueError as error:
             return markup.status(str(error), bad=True), gr.skip(), *same
         said = markup.status(f"“{name}” is deleted, with its files and vectors.")
         places = gr.Dropdown(choices=self.places(visitor), value=GALLERY)
         return said, "", gr.Dropdown(choices=self.owned(visitor), value=None), places, places, places, False
-
-
-def _instance(box: dict | None, what: str = "the query") -> dict[str, Any]:
-    """The value of a search box as an instance."""
-    try:
-        return read_query(box["text"], box["files"]) if box else read_query("", [])
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
 
 
 def _shortened(instruction: str | None) -> str:

@@ -5,6 +5,7 @@ and frames.
 """
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_upload(path: str | Path) -> Upload:
         ValueError: fit to be shown to the visitor: names the file, says what is wrong and what to do.
     """
     path = Path(path)
-    name, title = path.name[:80], path.stem[:80]
+    name, title = printable(path.name)[:80], printable(path.stem)[:80]
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{name} is empty; choose another file")
@@ -70,6 +71,7 @@ def read_upload(path: str | Path) -> Upload:
         try:
             if getattr(image, "n_frames", 1) > 1:
                 return Upload("clip", title, {"video": _moving(image)})
+            image.load()  # here, where its formats are few
             return Upload("picture", title, {"image": _shrunk(image, EDGE)})
         except Exception as error:  # a file may be made so that its decoder fails in any way
             raise ValueError(f"{name} is damaged or not a real picture; open and save it again, or drop it") from error
@@ -90,6 +92,11 @@ def read_query(text: str | None, files: Sequence[str | Path]) -> Instance:
     if not instance:
         raise ValueError("type some words or add a picture or a clip")
     return instance
+
+
+def printable(name: str) -> str:
+    """A name without control characters and halves of characters."""
+    return "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 def _require_size(name: str, size: int, limit: int, what: str) -> None:

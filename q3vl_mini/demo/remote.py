@@ -1,0 +1,139 @@
+"""Pictures and clips by their address: off unless the demo is started with it, and then from public addresses alone.
+
+A server that fetches what a visitor names can be sent into its own network. So a name is looked up once, each number
+that it stands for is checked, the connection goes to a checked number, and every redirect is checked anew.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from hashlib import sha256
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from types import MethodType
+from urllib.parse import urljoin, urlsplit
+
+import gradio as gr
+
+SCHEMES = {"http": 80, "https": 443}
+LIMIT = 50 * 2**20  # bytes
+SECONDS = 20  # for all of it
+REDIRECTS = 3
+AT_ONCE = 64 * 1024  # bytes that are read before the time is looked at
+OFF = "addresses are not fetched here; download the file and add it"
+
+
+def is_address(text: str) -> bool:
+    """True for an address of the web and nothing else."""
+    text = text.strip()
+    return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1
+
+
+def is_public(number: str) -> bool:
+    """True if an IP address is of the public internet, also where it carries one of version 4 inside."""
+    ip = ipaddress.ip_address(number.partition("%")[0])
+    inner = [ip]
+    if ip.version == 6:
+        nat64 = ip in ipaddress.ip_network("64:ff9b::/96")
+        inner += [ip.ipv4_mapped, ip.sixtofour, ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if nat64 else None]
+    return all(x.is_global and not x.is_multicast for x in inner if x is not None)
+
+
+def fetch(address: str, folder: str | Path) -> Path:
+    """The file behind an address, in `folder` under a name of no meaning: what it is, its content tells.
+
+    Raises:
+        ValueError: no address of the web, or not on the usual port; a host that is not public, at any step of the way;
+            too many redirects, bytes or seconds; no answer. Names the address.
+    """
+    until, asked = time.monotonic() + SECONDS, address
+    try:
+        for _ in range(REDIRECTS + 1):
+            with closing(_connection(asked, until)) as connection:
+                parts = urlsplit(asked)
+                target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+                connection.request("GET", target, headers={"User-Agent": "q3vl_mini", "Accept": "image/*, video/*"})
+                answer = connection.getresponse()
+                if answer.status in (301, 302, 303, 307, 308):
+                    asked = urljoin(asked, answer.headers.get("Location", ""))
+                    continue
+                if answer.status != 200:
+                    raise ValueError(f"it answers with status {answer.status}")
+                file = Path(folder) / sha256(address.encode()).hexdigest()[:32]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("wb") as out:
+                    out.writelines(_bounded(answer, until))
+                return file
+        raise ValueError(f"it redirects more than {REDIRECTS} times")
+    except (ValueError, OSError, HTTPException) as error:
+        raise ValueError(f"{address[:200]} cannot be fetched: {error}; download the file and add it") from error
+
+
+def _bounded(answer: HTTPResponse, until: float) -> Iterator[bytes]:
+    size = 0
+    while part := answer.read1(AT_ONCE):
+        size += len(part)
+        if size > LIMIT or time.monotonic() > until:
+            raise ValueError(f"more than {LIMIT // 2**20} MB, or than {SECONDS} seconds")
+        yield part
+
+
+def _connection(address: str, until: float) -> HTTPConnection:
+    parts = urlsplit(address)
+    if parts.scheme not in SCHEMES or not parts.hostname or parts.username or any(c <= " " for c in address):
+        raise ValueError("it is no plain address of the web (http or https)")
+    if parts.port not in (None, SCHEMES[parts.scheme]):
+        raise ValueError(f"port {parts.port} is not the usual one")
+    kind = _Http if parts.scheme == "http" else _Https
+    return kind(parts.hostname, timeout=max(until - time.monotonic(), 0.1))
+
+
+class _Http(HTTPConnection):
+    def connect(self) -> None:
+        self.sock = _connected(self.host, self.port, self.timeout)
+
+
+class _Https(HTTPSConnection):
+    def connect(self) -> None:
+        plain = _connected(self.host, self.port, self.timeout)
+        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
+
+
+def _connected(host: str, port: int, seconds: float) -> socket.socket:
+    """A connection to a number that was checked: the name is not looked up again."""
+    numbers = [found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not numbers or not all(map(is_public, numbers)):
+        raise ValueError(f"{host} is not on the public internet")
+    return socket.create_connection((numbers[0], port), seconds)
+
+
+def guard(blocks: gr.Blocks, remote: bool) -> None:
+    """Let no component of a page fetch an address by itself, as Gradio's do for whoever calls them without the page.
+
+    remote: `fetch` it instead. What the page itself shows, such as icons, is kept while uploads are deleted.
+    """
+
+    def watched(block: gr.blocks.Block) -> MethodType:
+        own = block.async_move_resource_to_block_cache
+
+        async def taken(self: gr.blocks.Block, resource: str | Path | None) -> str | None:
+            if resource is None or not str(resource).lower().startswith(("http:", "https:")):
+                return await own(resource)
+            if not remote:
+                raise gr.Error(OFF)
+            try:
+                file = await asyncio.to_thread(fetch, str(resource), Path(self.GRADIO_CACHE) / "remote")
+            except ValueError as error:
+                raise gr.Error(str(error)) from error
+            self.temp_files.add(str(file))
+            return str(file)
+
+        return MethodType(taken, block)
+
+    for block in blocks.blocks.values():
+        block.keep_in_cache |= block.temp_files
+        block.async_move_resource_to_block_cache = watched(block)
