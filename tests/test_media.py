@@ -169,6 +169,64 @@ def test_a_photograph_is_turned_upright_by_its_exif_tag(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(pixels, -1))
 
 
+def test_values_without_a_range_of_their_own_keep_their_brightness():
+    grey = np.tile(np.linspace(0, 255, 64).round().astype(np.int32), (4, 1))  # white is 255
+    for values in (grey, grey * 257, grey.astype(np.float32), grey / np.float32(255), (grey * 257).astype(np.float32)):
+        pixels = load_image(Image.fromarray(values))[..., 0].astype(int)
+        assert np.abs(pixels - grey).max() <= 1, (values.dtype, values.max())
+    for wrong in (-1, 70_000, np.nan, np.inf):
+        with pytest.raises(ValueError, match="item 3: .*values from .*bring them between 0 and 255"):
+            load_image(Image.fromarray(np.full((4, 4), wrong, np.float32)), "item 3")
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_files_of_every_kind_show_the_colours_that_they_were_saved_with():
+    picture = Image.fromarray(smooth(40, 60))
+    sixteen = np.tile(np.linspace(0, 65535, 60).astype(np.uint16), (40, 1))
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
+    for content, expected, off in [
+        (saved(picture, "PNG"), np.asarray(picture), 0),
+        (saved(picture.convert("CMYK"), "JPEG", quality=95), np.asarray(picture), 4),
+        (saved(picture.quantize(256), "GIF"), np.asarray(picture), 12),
+        (saved(Image.fromarray(sixteen), "PNG"), np.repeat(sixteen[..., None] // 256, 3, axis=2), 0),
+        (saved(Image.fromarray(sixteen), "TIFF"), np.repeat(sixteen[..., None] // 256, 3, axis=2), 0),
+        (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), np.asarray(frames[0]), 0),
+        (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True), np.asarray(frames[0]), 0),
+    ]:
+        difference = load_image(content).astype(int) - expected.astype(int)
+        assert np.abs(difference).mean() <= off and np.abs(difference).mean(axis=(0, 1)).max() <= 2 * off
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (Image.new("RGB", (0, 9)), "0 x 9 pixels, and at least 1"),
+        (Image.new("1", (30_000, 3_000)), "30000 x 3000 pixels, .* at most 89478485 are read"),
+        (saved(Image.new("1", (30_000, 3_000)), "PNG"), "30000 x 3000 pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "cannot identify"),
+    ],
+    ids=["no pixels", "bomb", "bomb file", "EPS", "SVG"],
+)
+def test_what_must_not_be_opened_is_named(image, message):
+    with pytest.raises(ValueError, match=f"item 3: cannot read .*{message}.*replace the file or drop it"):
+        load_image(image, "item 3")
+
+
+def test_a_drawing_that_fails_is_named(processor):
+    class Broken:
+        def render(self):
+            raise FileNotFoundError("there is no file 'm.pdf'")
+
+    with pytest.raises(ValueError, match="item 3, image 0: there is no file 'm.pdf'"):
+        prepare(Broken(), "image", BUDGET, processor, where="item 3, image 0")
+
+
 @pytest.mark.parametrize(
     "value, message",
     [
@@ -281,6 +339,8 @@ def test_a_list_of_frames_counts_as_sampled_at_the_budgets_rate():
     [
         ("https://example.org/a.mp4", "nothing is fetched here"),
         (b"not a video", "cannot read 11 bytes as a video .*convert it with ffmpeg or drop it"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n", "cannot read"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "cannot read"),
         ([], "an empty list"),
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)], "frames of several sizes"),
         ([np.zeros((4, 4, 3), np.uint8), "gone.png"], "frame 1: there is no file"),
@@ -299,6 +359,31 @@ def test_a_file_cut_off_in_the_middle_is_named_or_ends_with_its_last_frame(proce
     assert len(frames) >= 2
     with pytest.raises(ValueError, match="item 0, video 0: cannot read"):
         prepare(data[:20], "video", BUDGET, processor, where="item 0, video 0")
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    write_video(str(tmp_path / "a.ts"), counting_frames(8), fps=8, format="mpegts")
+    assert load_video(tmp_path / "a.ts", BUDGET)[0].shape == (2, 64, 64, 3)
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile a.ts\n")
+    for name in ("list.m3u8", "list.ffconcat"):
+        with av.open(str(tmp_path / name)) as container:  # what FFmpeg alone makes of it
+            assert container.streams.video
+        with pytest.raises(ValueError, match="item 3: cannot read"):
+            load_video(tmp_path / name, BUDGET, "item 3")
+
+
+def test_a_film_is_measured_before_its_frames_are_kept(monkeypatch):
+    buffer = io.BytesIO()
+    write_video(buffer, counting_frames(8), fps=8)
+    monkeypatch.setattr(media, "MAX_VIDEO_PIXELS", 2 * 64 * 64 - 1)
+    with pytest.raises(ValueError, match="item 3: .*2 frames of 64 x 64 pixels, and at most 8191 pixels in all"):
+        load_video(buffer.getvalue(), BUDGET, "item 3")
+
+
+def test_frames_of_a_clip_are_bytes_and_not_shares():
+    with pytest.raises(ValueError, match=r"frames of uint8, got float32; .*\(255 \* x\).round\(\)"):
+        Clip(np.zeros((2, 8, 8, 3), np.float32), 1.0)
 
 
 # --- budgets, keys and laziness ---

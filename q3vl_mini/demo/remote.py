@@ -86,10 +86,11 @@ def _connection(address: str, until: float) -> HTTPConnection:
     parts = urlsplit(address)
     if parts.scheme not in SCHEMES or not parts.hostname or parts.username or any(c <= " " for c in address):
         raise ValueError("it is no plain address of the web (http or https)")
-    if parts.port not in (None, SCHEMES[parts.scheme]):
+    port = SCHEMES[parts.scheme]
+    if parts.port not in (None, port):
         raise ValueError(f"port {parts.port} is not the usual one")
     kind = _Http if parts.scheme == "http" else _Https
-    return kind(parts.hostname, timeout=max(until - time.monotonic(), 0.1))
+    return kind(parts.hostname, port, timeout=max(until - time.monotonic(), 0.1))
 
 
 class _Http(HTTPConnection):
