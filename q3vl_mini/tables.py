@@ -76,7 +76,7 @@ def _csv_rows(path: Path, file) -> Iterator[dict[str, Any] | ValueError]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield ValueError(f"{path}, line {reader.line_num}: {error}; close its quotes, or write a .jsonl table")
+            yield ValueError(f"{path}, after line {reader.line_num}: {error}; close its quotes, or write JSON lines")
             continue
         if None in row:
             extra = len(row[None])

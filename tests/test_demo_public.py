@@ -4,6 +4,7 @@ import _socket  # what conftest.py guards: numbers are read, and no name is look
 import io
 import json
 import socket
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -365,6 +366,29 @@ def test_bytes_and_time_of_a_fetch_are_bounded(opened, web, tmp_path, monkeypatc
     monkeypatch.setattr(remote, "LIMIT", 10**6)
     with pytest.raises(ValueError, match="seconds"):
         remote.fetch(web.address("/a"), tmp_path)
+
+
+def test_a_server_that_dawdles_is_left(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setitem(remote.SCHEMES, "http", port)
+        monkeypatch.setattr(remote, "is_public", lambda number: True)
+        monkeypatch.setattr(remote, "SECONDS", 0.5)
+
+        def dawdle():
+            connection, _ = server.accept()
+            for byte in b"HTTP/1.1 200 OK" * 100:
+                try:
+                    connection.sendall(bytes([byte]))
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+        Thread(target=dawdle, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="cannot be fetched"):
+            remote.fetch(f"http://127.0.0.1:{port}/", tmp_path)
+        assert time.monotonic() - began < 30  # to be sent in full it would take 75 seconds
 
 
 def test_where_it_is_wanted_an_address_is_a_query(opened, web, shelf, tmp_path):

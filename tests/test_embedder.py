@@ -243,6 +243,33 @@ def test_autocast_computes_in_half_precision_and_returns_float32(small_checkpoin
     assert 1e-5 < difference < 0.1
 
 
+def test_a_vector_that_is_not_finite_names_its_item(small_checkpoint):
+    embedder = Embedder(small_checkpoint)
+    mine, others = (set(embedder.collate([text])["input_ids"][0].tolist()) for text in ("12", "x cat"))
+    broken = max(mine - others)
+    with torch.no_grad():
+        embedder.model.get_input_embeddings().weight[broken] = float("nan")
+    assert np.isfinite(embedder.encode(["x", "cat"])).all()
+    with pytest.raises(ValueError, match="item 1: the model's output is NaN or infinite; .*float32"):
+        embedder.encode(["x", "12", "cat"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(dim=0), "dim is 0; this model has 1 to 64"),
+        (dict(dim=65), "dim is 65"),
+        (dict(dim=12, precision="binary"), "binary takes multiples of 8"),
+        (dict(instruction=7), "encode: the instruction must be a string, got int"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_anything_is_computed(embedder, monkeypatch, options, message):
+    monkeypatch.setattr(Embedder, "forward", None)
+    with pytest.raises(ValueError, match=message):
+        embedder.encode(["x"], **options)
+
+
 # --- dimensions, precision, similarity ---
 
 

@@ -484,3 +484,17 @@ def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
         exec(compile(code, "docs/index.md", "exec"), scope)
     assert "cat" in capsys.readouterr().out
     assert len(scope["index"]) == len(scope["store"]) == 1
+
+
+def test_rows_that_point_outside_of_their_file_are_refused(tmp_path):
+    index = Index(8)
+    index.add([f"id {i}" for i in range(20)], np.eye(20, 8, dtype=np.float32) + np.eye(20, 8, -8) + np.eye(20, 8, -16))
+    index.save(tmp_path / "index")
+    file = tmp_path / "index" / "rows.arrow"
+    offsets = np.cumsum([0, *(len(f"id {i}") for i in range(20))]).astype("<i4")
+    content = file.read_bytes()
+    at = content.index(offsets.tobytes())
+    offsets[5] = 2**30
+    file.write_bytes(content[:at] + offsets.tobytes() + content[at + offsets.nbytes :])
+    with pytest.raises(ValueError, match="rows.arrow is damaged or of another save"):
+        Index.open(tmp_path / "index")

@@ -388,3 +388,12 @@ def test_truth_is_given_for_dropped_queries_too():
     mined = mine(quadruple, queries, corpus, k=20, t_plus=0.7, delta_minus=0, n_negatives=5)
     with pytest.raises(ValueError, match="truth for 19 queries, expected 20"):
         noise_report(mined, truth[1:])
+
+
+def test_labels_outside_the_corpus_and_vectors_that_do_not_fit_are_named():
+    quadruple = Quadruple("mine", "text_ret", "Find.", ["a", "b"], ["x", "y"], [Relevance((0,)), Relevance((1,), (2,))])
+    vectors, setting = np.eye(2, dtype=np.float32), dict(k=2, t_plus=0.1, delta_minus=0.05, n_negatives=1)
+    with pytest.raises(ValueError, match=r"mine, query 1: labels \[2\] are outside the corpus of 2 documents"):
+        mine(quadruple, vectors, vectors, **setting)
+    with pytest.raises(ValueError, match="mine: query vectors have 3 dimensions, those of documents 2"):
+        mine(replace(quadruple, relevance=2 * [Relevance((0,))]), np.eye(2, 3), vectors, **setting)

@@ -134,6 +134,37 @@ def test_a_bad_cell_is_named_and_the_next_row_is_read(tmp_path, row, column, kin
     assert isinstance(good, Pair) and good.row == Row(1)
 
 
+def test_no_path_of_a_table_leads_out_of_its_folder(tmp_path, red):
+    (tmp_path / "sub").mkdir()
+    places = ["../red.png", str(red), "../m.pdf#page=1", "nothing/../../red.png"]
+    rows = [{"query": "q", "positive": place} for place in places]
+    table = write_jsonl(tmp_path / "sub" / "t.jsonl", rows)
+    write_jsonl(tmp_path / "sub" / "metadata.jsonl", [{"file_name": "../red.png", "text": "x"}])
+    for data in (table, tmp_path / "sub"):
+        faults = list(read_pairs(data))
+        assert {fault.kind for fault in faults} == {"path outside"} and len(faults) in (1, 4)
+        assert "name the folder that holds both" in faults[0].message
+    first, second, *_ = read_pairs(table, root=tmp_path)  # its owner says that they belong together
+    assert colour(first.positives[0]) == colour(second.positives[0]) == [255, 0, 0]
+    [pair] = read_pairs([{"query": "q", "positive": str(red)}])  # rows that a program makes
+    assert colour(pair.positives[0]) == [255, 0, 0]
+
+
+def test_rows_that_are_none_and_broken_texts_are_faults():
+    good = {"query": "q", "positive": "p"}
+    found = list(read_pairs([good, ["q", "p"], {"query": "half \ud83d", "positive": "p"}, good]))
+    assert [type(x) for x in found] == [Pair, Fault, Fault, Pair]
+    assert [fault.kind for fault in found[1:3]] == ["wrong type", "broken text"]
+    with pytest.raises(ValueError, match=r"no column \['query', 'positive'\] among rows such as 3"):
+        list(read_pairs([3, 4]))
+
+
+def test_an_odd_name_of_a_stored_picture_does_not_name_the_file(tmp_path):
+    rows = [{"query": "q", "positive": {"bytes": b"x", "path": path}} for path in ("a.p\0ng", "b.exe", 7)]
+    for pair in read_pairs(rows, media=tmp_path / "media"):
+        assert "." not in pair.positives[0]["image"].rpartition("/")[2]
+
+
 def test_a_bad_negative_leaves_the_pair(tmp_path):
     rows = [{"query": "q", "positive": "p", "negatives": ["n", "gone.png", 3]}]
     *faults, pair = read_pairs(write_jsonl(tmp_path / "t.jsonl", rows))

@@ -490,3 +490,32 @@ def test_the_command_prepares_all_that_a_preset_names(public, tmp_path, capsys):
     command.main(["--preset", str(tmp_path / "p.toml")])
     assert capsys.readouterr().out == "nli/triplets: 2 queries, 4 documents, skipped none\n"
     assert (public / "prepared/nli/triplets-4/card.json").is_file()
+
+
+def test_no_path_of_a_public_set_leads_out_of_its_folder(tmp_path):
+    (tmp_path / "MMEB-train").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    row = {"qry": "a", "qry_image_path": "", "pos_text": "b", "pos_image_path": ""}
+    rows = [row | {"qry_image_path": path} for path in ("../secret.png", str(tmp_path / "secret.png"))] + [row]
+    found = gather("mmeb/MSCOCO_t2i", rows, 3, folder=tmp_path)
+    assert len(found) == 1 and found.meta["report"]["skipped"]["path outside"]["count"] == 2
+    clip = {"video": "../..", "conversations": [{"value": "a"}, {"value": "b"}]}
+    with pytest.raises(ValueError, match="path outside"):
+        gather("llavahound/qa", [clip], 1, folder=tmp_path)
+
+
+def test_a_picture_that_a_row_only_names_is_not_read_and_odd_rows_are_counted(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    good = {"query": "q", "image": {"bytes": png_bytes(np.zeros((8, 8, 3), np.uint8)), "path": None}}
+    rows = [good, good | {"image": {"bytes": None, "path": str(tmp_path / "a.png")}}, good | {"image": str(tmp_path)}]
+    rows += [good | {"query": 7}, good | {"query": "half \ud83d"}]
+    reasons = gather("vidore/colpali", rows, 9).meta["report"]["skipped"]
+    assert {reason: entry["count"] for reason, entry in reasons.items()} == {
+        "empty page": 1, "no picture": 1, "broken text": 2
+    }  # fmt: skip
+    passages = {"passage_text": ["a", "b"], "is_selected": [1]}
+    sound = {"passage_text": ["a"], "is_selected": [1]}
+    reasons = gather(
+        "msmarco/passages", [{"query": "q", "passages": p} for p in (passages, sound, None)], 9
+    ).meta["report"]["skipped"]
+    assert set(reasons) == {"passages without judgements", "wrong type"}

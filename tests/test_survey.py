@@ -82,6 +82,13 @@ def test_visual_tokens_are_those_that_the_model_gets(processor):
         assert (seen.tokens < seen.whole) == (size in ((400, 300), (900, 40)))
 
 
+def test_too_many_bad_rows_end_the_reading(tmp_path):
+    rows = [{"query": f"query {i}", "positive": "gone.png" if i % 5 == 0 else f"document {i}"} for i in range(200)]
+    with pytest.raises(ValueError, match=r"1\d of the first 5\d rows cannot be used \(1\d x missing file; .*row 0"):
+        survey(rows, progress=False)
+    assert survey(rows, may_skip=0.25, progress=False).counts["rows"] == {"read": 200, "used": 160, "left_out": 40}
+
+
 # ---------------------------------------------------------------- the split
 
 

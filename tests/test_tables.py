@@ -41,7 +41,7 @@ def test_lines_that_no_reader_takes_are_named_and_the_next_is_read(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"a,b\n\xff,2\n" + b"x" * 200_000 + b",2\n4,5\n")
     latin, long, last = read_rows(tmp_path / "t.csv")
     assert last == {"a": "4", "b": "5"}
-    assert "line 2: bytes that are not UTF-8" in str(latin) and "line 3: field larger than" in str(long)
+    assert "line 2: bytes that are not UTF-8" in str(latin) and "after line 2: field larger than" in str(long)
     bad = pa.array([b"fine", b"\xff", b"also fine"]).view(pa.string())
     pq.write_table(pa.table({"a": bad}), tmp_path / "t.parquet")
     first, broken, last = read_rows(tmp_path / "t.parquet")

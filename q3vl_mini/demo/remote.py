@@ -10,10 +10,11 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from threading import Timer
 from types import MethodType
 from urllib.parse import urljoin, urlsplit
 
@@ -53,7 +54,7 @@ def fetch(address: str, folder: str | Path) -> Path:
     until, asked = time.monotonic() + SECONDS, address
     try:
         for _ in range(REDIRECTS + 1):
-            with closing(_connection(asked, until)) as connection:
+            with closing(_connection(asked, until)) as connection, _ended(connection, until):
                 parts = urlsplit(asked)
                 target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
                 connection.request("GET", target, headers={"User-Agent": "q3vl_mini", "Accept": "image/*, video/*"})
@@ -71,6 +72,22 @@ def fetch(address: str, folder: str | Path) -> Path:
         raise ValueError(f"it redirects more than {REDIRECTS} times")
     except (ValueError, OSError, HTTPException) as error:
         raise ValueError(f"{address[:200]} cannot be fetched: {error}; download the file and add it") from error
+
+
+@contextmanager
+def _ended(connection: HTTPConnection, until: float) -> Iterator[None]:
+    """End a connection when its time is over: a server that sends a byte now and then would hold it for ever."""
+
+    def end() -> None:
+        if connection.sock is not None:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(max(until - time.monotonic(), 0), end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _bounded(answer: HTTPResponse, until: float) -> Iterator[bytes]:
