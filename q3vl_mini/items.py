@@ -129,6 +129,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _placed(path: str, folder: Path, root: str | Path) -> str | PdfPage:
+    if "://" in path[:12]:
+        return path  # an address: media.prepare says that nothing is fetched
     if page := pdf_page(path, folder):
         below(page.path, "", root)
         return page

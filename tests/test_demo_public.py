@@ -106,7 +106,7 @@ def eve(server):
 def test_what_is_no_picture_is_told_by_its_content_whatever_it_is_called(ada):
     [said, *_] = ada.search(files=[ada.upload(b"MZ\x90\0" + bytes(200), "cat.png")])
     assert "cat.png is none of what can be read" in said
-    [said, *_] = ada.search(files=[ada.upload(png(), "cat.exe")])
+    [said, *_] = ada.search(files=[ada.upload(png(), "cat.mp4")])
     assert "6 of 6 items" in said
 
 

@@ -33,8 +33,8 @@ from q3vl_mini.tables import read_rows
 
 BUDGET = MediaBudget(image_max_tokens=64, video_max_tokens=64, max_frames=4)
 SECONDS = 60  # of one example, on a machine that does other things too
-few_and_many = pytest.mark.parametrize("examples", [15, pytest.param(150, marks=pytest.mark.hard)])
-with_a_model = pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.hard)])
+few_and_many = pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.hard)])
+with_a_model = pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.hard)])
 
 
 def for_any(examples: int, **strategies):
@@ -352,7 +352,8 @@ def test_any_row_is_an_item_that_can_be_kept_or_is_skipped(folder, examples):
             for kind in ("image", "video"):
                 values = found.instance.get(kind)
                 for path in [x for x in (values if isinstance(values, list) else [values]) if isinstance(x, str)]:
-                    assert Path(os.path.abspath(path)).is_relative_to(folder)
+                    is_address = "://" in path[:12]  # refused when it is opened
+                    assert is_address or Path(os.path.abspath(path)).is_relative_to(folder)
 
 
 @few_and_many
