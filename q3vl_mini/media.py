@@ -40,7 +40,7 @@ IMAGE_FORMATS = (
 )  # fmt: skip
 VIDEO_FORMATS = (
     "mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "apng", "webp_pipe",
-    "h264", "hevc", "av1", "ivf", "mjpeg", "jpeg_pipe",
+    "h264", "hevc", "av1", "ivf", "m4v", "dv", "mxf", "mjpeg", "jpeg_pipe",
 )  # fmt: skip
 MAX_PIXELS = 89_478_485  # of a picture, 256 MB as RGB: where Pillow begins to warn of decompression bombs
 MAX_VIDEO_PIXELS = 2**30  # of all sampled frames together, 3 GB: 64 frames of 4096 x 4096
@@ -339,8 +339,8 @@ def _same_sized(frames: list[np.ndarray], where: str) -> np.ndarray:
     return np.stack(frames)
 
 
-def _open(source: Any) -> "av.container.InputContainer":
-    """The file for FFmpeg, which would also follow a playlist to other files and to the network."""
+def open_video(source: Any) -> "av.container.InputContainer":
+    """A path or bytes as a container of VIDEO_FORMATS; FFmpeg alone would follow playlists to other files and fetch."""
     file = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else f"file:{source}"
     return av.open(file, options={"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": "file"})
 
@@ -353,7 +353,7 @@ def _unreadable(source: Any, error: Exception, where: str) -> ValueError:
 def _probe(source: Any, where: str) -> tuple[float, int]:
     """Frames a second and their number, counted by packets: the header's count is often absent."""
     try:
-        with _open(source) as container:
+        with open_video(source) as container:
             stream = container.streams.video[0]
             total = sum(1 for packet in container.demux(stream) if packet.size)
             fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -369,7 +369,7 @@ def _decode(source: Any, wanted: Sequence[int], where: str) -> np.ndarray:
     frames: list[np.ndarray] = []
     last = None
     try:
-        with _open(source) as container:
+        with open_video(source) as container:
             container.streams.video[0].thread_type = "AUTO"
             for i, frame in enumerate(container.decode(video=0)):
                 last = frame

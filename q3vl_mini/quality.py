@@ -4,7 +4,6 @@ Pictures by their size and shape; clips also by their length, by cuts between sc
 report names these criteria and no thresholds: the numbers here are this project's choice.
 """
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .media import load_image
+from .media import load_image, open_video
 from .records import Clip, Rejected
 
 LOOKS = 4.0  # frames a second at which a clip is looked at
@@ -110,9 +109,9 @@ def _decoded(value: Any) -> Iterator[tuple[float, av.VideoFrame]]:
             yield i / value.fps, av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         return
     try:
-        with av.open(io.BytesIO(value) if isinstance(value, (bytes, bytearray)) else str(value)) as container:
+        with open_video(value) as container:
             rate = float(container.streams.video[0].average_rate or 1)
             for i, frame in enumerate(container.decode(video=0)):
                 yield (i / rate if frame.time is None else frame.time), frame
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except Exception as error:  # a file may be made so that FFmpeg or PyAV fails in any way
         raise Rejected("unreadable", str(error)) from error

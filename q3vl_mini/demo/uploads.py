@@ -4,7 +4,6 @@ A name or an ending is never believed, a file is never kept as it came, and what
 and frames.
 """
 
-import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,15 +131,15 @@ def _moving(image: Image.Image) -> Clip:
 
 
 def _read_clip(path: Path, name: str) -> Clip:
-    from ..media import MediaBudget, load_video
+    from ..media import MediaBudget, load_video, open_video
 
     content, damaged = path.read_bytes(), f"{name} is damaged or has no pictures; convert it to MP4, or drop it"
     try:
-        with av.open(io.BytesIO(content)) as container:
+        with open_video(content) as container:
             stream = container.streams.video[0]
             width, height = stream.width or 0, stream.height or 0
             seconds = (container.duration or 0) / av.time_base
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except Exception as error:  # as above
         raise ValueError(damaged) from error
     if width * height > VIDEO_PIXELS or seconds > VIDEO_SECONDS:
         told = f"{width} x {height} pixels and {seconds:.0f} s"
