@@ -44,7 +44,7 @@ class Client:
     """A visitor with a key and, in time, a collection."""
 
     def __init__(self, address: str, model: str, seed: int):
-        self.http = httpx.Client(base_url=address, timeout=LONGEST)
+        self.http, self.session = httpx.Client(base_url=address, timeout=LONGEST), f"client {seed}"
         self.model, self.random, self.key, self.place = model, random.Random(seed), "", "gallery"
 
     def act(self) -> str:
@@ -81,7 +81,8 @@ class Client:
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
     def _call(self, event: str, *data) -> list:
-        asked = self.http.post(f"/gradio_api/call/{event}", json={"data": list(data)}).raise_for_status().json()
+        body = {"data": list(data), "session_hash": self.session}
+        asked = self.http.post(f"/gradio_api/call/{event}", json=body).raise_for_status().json()
         answer = self.http.get(f"/gradio_api/call/{event}/{asked['event_id']}").raise_for_status().text
         kind, content = answer.strip().split("\n\n")[-1].split("\n", 1)
         if kind != "event: complete":

@@ -3,6 +3,7 @@
 import _socket  # what conftest.py guards: numbers are read, and no name is looked up
 import io
 import json
+import secrets
 import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,7 +46,7 @@ class Visitor:
     """Somebody who talks to the server without its page."""
 
     def __init__(self, address: str):
-        self.http = httpx.Client(base_url=address, timeout=60)
+        self.http, self.session = httpx.Client(base_url=address, timeout=60), secrets.token_hex()
         self.key = self.call("arrive", "")[0]
 
     def upload(self, content: bytes, name: str) -> dict:
@@ -58,7 +59,8 @@ class Visitor:
 
     def call(self, event: str, *data) -> list:
         """What an event gives in the end. RuntimeError with what the server says where it gives nothing."""
-        asked = self.http.post(f"/gradio_api/call/{event}", json={"data": list(data)}).raise_for_status()
+        body = {"data": list(data), "session_hash": self.session}
+        asked = self.http.post(f"/gradio_api/call/{event}", json=body).raise_for_status()
         text = self.http.get(f"/gradio_api/call/{event}/{asked.json()['event_id']}").text
         kind, content = text.strip().split("\n\n")[-1].split("\n")
         if kind != "event: complete":
@@ -92,12 +94,16 @@ def server(shelf, home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ada(server):
-    return Visitor(server)
+    visitor = Visitor(server)
+    yield visitor
+    visitor.http.close()
 
 
 @pytest.fixture(scope="module")
 def eve(server):
-    return Visitor(server)
+    visitor = Visitor(server)
+    yield visitor
+    visitor.http.close()
 
 
 # --- uploads
@@ -165,10 +171,12 @@ def test_another_visitor_finds_nothing_even_with_the_id(ada, eve):
     [(_, id)] = [choice for choice in choices(ada) if choice[0] == "private"]
     assert "private" not in json.dumps(choices(eve))
     for key in (eve.key, "", f"visitor {ada.key}", ada.key[:-1]):
-        said, *_ = eve.search("lime", where=id, key=key)
-        assert "secret" not in said and "⚠" in said
-        assert "secret" not in json.dumps(eve.call("contents", id, key))
-        assert "⚠" in eve.call("delete", id, True, key)[0]
+        with pytest.raises(RuntimeError, match="not in the list of choices"):
+            eve.search("lime", where=id, key=key)
+        for visitor in (eve, ada):  # the session of ada, who knows the id, with another key
+            assert "secret" not in json.dumps(visitor.call("contents", id, key))
+            assert "⚠" in visitor.call("delete", id, True, key)[0]
+        assert "⚠" in ada.search("lime", where=id, key=key)[0]
     assert "private" in json.dumps(choices(ada))
 
 
@@ -230,10 +238,14 @@ def test_a_queue_is_bounded_and_says_so(shelf, tmp_path):
 def test_an_address_is_not_fetched_unless_the_demo_was_started_so(ada, monkeypatch):
     asked = []
     monkeypatch.setattr(socket, "create_connection", lambda *args, **_: asked.append(args) or 1 / 0)
-    for address in ("http://93.184.215.14/a.png", "HTTPS://example.org/a b.png"):
-        with pytest.raises(RuntimeError, match=remote.OFF):
+    for address, message in {
+        "http://93.184.215.14/a.png": remote.OFF,
+        "https://example.org/a b.png": remote.OFF,
+        "HTTPS://example.org/a.png": "event: error",  # which Gradio takes for a path
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
             ada.search(files=[ada.file(address)])
-        with pytest.raises(RuntimeError, match=remote.OFF):
+        with pytest.raises(RuntimeError, match=message):
             ada.call("contents", ada.file(address), ada.key)  # a field that takes no files
     [said, *_] = ada.search("http://example.org/a.png")
     assert "6 of 6 items" in said and asked == []  # words like others
@@ -272,6 +284,7 @@ def web():
     web = Web()
     yield web
     web.server.shutdown()
+    web.server.server_close()
 
 
 @pytest.fixture
@@ -360,12 +373,16 @@ def test_bytes_and_time_of_a_fetch_are_bounded(opened, web, tmp_path, monkeypatc
     monkeypatch.setattr(remote, "LIMIT", 10)
     with pytest.raises(ValueError, match="more than 0 MB"):
         remote.fetch(web.address("/a"), tmp_path)
+    web.answers["/cut"] = 200, {"Content-Length": "9999"}, png()[:9]
+    with pytest.raises(ValueError, match="cut off"):
+        remote.fetch(web.address("/cut"), tmp_path)
     with pytest.raises(ValueError, match="status 404"):
         remote.fetch(web.address("/gone"), tmp_path)
     monkeypatch.setattr(remote, "SECONDS", -1)
     monkeypatch.setattr(remote, "LIMIT", 10**6)
-    with pytest.raises(ValueError, match="seconds"):
+    with pytest.raises(ValueError, match="cannot be fetched"):
         remote.fetch(web.address("/a"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_dawdles_is_left(monkeypatch, tmp_path):

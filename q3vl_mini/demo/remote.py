@@ -58,17 +58,13 @@ def fetch(address: str, folder: str | Path) -> Path:
                 parts = urlsplit(asked)
                 target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
                 connection.request("GET", target, headers={"User-Agent": "q3vl_mini", "Accept": "image/*, video/*"})
-                answer = connection.getresponse()
-                if answer.status in (301, 302, 303, 307, 308):
-                    asked = urljoin(asked, answer.headers.get("Location", ""))
-                    continue
-                if answer.status != 200:
-                    raise ValueError(f"it answers with status {answer.status}")
-                file = Path(folder) / sha256(address.encode()).hexdigest()[:32]
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("wb") as out:
-                    out.writelines(_bounded(answer, until))
-                return file
+                with connection.getresponse() as answer:
+                    if answer.status in (301, 302, 303, 307, 308):
+                        asked = urljoin(asked, answer.headers.get("Location", ""))
+                        continue
+                    if answer.status != 200:
+                        raise ValueError(f"it answers with status {answer.status}")
+                    return _written(answer, Path(folder) / sha256(address.encode()).hexdigest()[:32], until)
         raise ValueError(f"it redirects more than {REDIRECTS} times")
     except (ValueError, OSError, HTTPException) as error:
         raise ValueError(f"{address[:200]} cannot be fetched: {error}; download the file and add it") from error
@@ -90,13 +86,20 @@ def _ended(connection: HTTPConnection, until: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _bounded(answer: HTTPResponse, until: float) -> Iterator[bytes]:
-    size = 0
-    while part := answer.read1(AT_ONCE):
-        size += len(part)
-        if size > LIMIT or time.monotonic() > until:
-            raise ValueError(f"more than {LIMIT // 2**20} MB, or than {SECONDS} seconds")
-        yield part
+def _written(answer: HTTPResponse, file: Path, until: float) -> Path:
+    """The content in a file; none is left of one that is too large or too slow."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("wb") as out:
+            while part := answer.read1(AT_ONCE):
+                if out.write(part) and (out.tell() > LIMIT or time.monotonic() > until):
+                    break
+        if part or answer.length or time.monotonic() > until:
+            raise ValueError(f"cut off, more than {LIMIT // 2**20} MB, or not there in {SECONDS} seconds")
+    except (ValueError, OSError, HTTPException):
+        file.unlink()
+        raise
+    return file
 
 
 def _connection(address: str, until: float) -> HTTPConnection:
