@@ -71,7 +71,7 @@ def usable(
             found.queries[i] = problems[0]
     kept = [i for i in rows if i not in found.queries]
     bad, total = len(rows) - len(kept) + len(found.documents), len(rows) + len(quadruple.corpus)
-    reasons = [*found.queries.values(), *found.documents.values(), *found.labels]
+    reasons = [*found.documents.values(), *found.labels, *found.queries.values()]  # causes before what follows
     if not kept or total >= EARLIEST_STOP and bad > may_skip * total:
         told = "; ".join(reasons[:3])
         raise ValueError(f"{name}: {bad} of {total} queries and documents cannot be used: {told}. Mend the data")
