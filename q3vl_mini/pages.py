@@ -3,6 +3,7 @@
 `manual.pdf#page=3` is the third page: pages count from 1, as in a link (RFC 8118).
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def open_pdf(path: str | Path) -> Any:
         import pypdfium2
     except ImportError as error:
         raise ImportError("pages of PDF files need pypdfium2: pip install 'q3vl-mini[pdf]'") from error
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {str(path)!r}; check the path")
     try:
         return pypdfium2.PdfDocument(path)

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -350,8 +351,8 @@ class _Cells:
             file = below(page.path, "", self.root) if page else below(path, self.folder, self.root)
         except ValueError as error:
             raise CellError("path outside", str(error)) from error
-        if not file.is_file():
-            raise CellError("missing file", f'there is no {str(file)!r}; if it is a text, write {{"text": ...}}')
+        if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
+            raise CellError("missing file", f'there is no {str(file)[:200]!r}; if it is a text, write {{"text": ...}}')
         return page or str(file)
 
     def _picture(self, value: Any) -> Any:

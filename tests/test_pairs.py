@@ -206,3 +206,9 @@ def test_bytes_that_are_given_twice_are_kept_once(tmp_path):
     rows = [{"query": f"q{i}", "positive": {"bytes": buffer.getvalue(), "path": "a/b.png"}} for i in range(3)]
     files = {pair.positives[0]["image"] for pair in read_pairs(rows, media=tmp_path / "media")}
     assert len(files) == 1 and files.pop().endswith(".png") and len(list((tmp_path / "media").iterdir())) == 1
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
+    rows = [{"query": "q", "positive": {"image": name}} for name in ("a" * 5000, "a\0b", "a/" * 3000)]
+    faults = list(read_pairs(write_jsonl(tmp_path / "t.jsonl", rows)))
+    assert [(fault.row.number, fault.kind) for fault in faults] == [(n, "missing file") for n in range(3)]

@@ -4,6 +4,7 @@ An adapter takes a raw row and the folder of the set's local copy (None if there
 raises `Rejected` for a row that cannot be used. Its docstring says where the rows come from and what becomes what.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _two_turns(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _hound_frames(row: Mapping[str, Any], folder: Path | None) -> tuple[str, ...]:
     place = _inside(row["video"], _needed(folder) / "train_300k")
-    frames = sorted(place.glob("*.jpeg"))
+    frames = sorted(place.glob("*.jpeg")) if os.path.isdir(place) else []
     if not frames:
         raise Rejected("no frames", str(place))
     chosen = np.linspace(0, len(frames) - 1, min(HOUND_FRAMES, len(frames))).round().astype(int)
@@ -195,7 +196,7 @@ def _needed(folder: Path | None) -> Path:
 
 def _local(path: str, folder: Path | None) -> str:
     file = _inside(path, _needed(folder))
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise Rejected("no file", str(file))
     return str(file)
 
