@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 # What is opened, whatever a file is called: no format that starts another program (EPS) or names other files
 # (playlists), and nothing that FFmpeg would draw from words.
 IMAGE_FORMATS = (
-    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA", "PCX", "SGI", "DDS",
+    "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA", "PCX", "SGI", "DDS",
 )  # fmt: skip
 VIDEO_FORMATS = (
     "mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "apng", "webp_pipe",
@@ -242,10 +243,17 @@ def _rendered(value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
+@cache
+def _readable_formats() -> list[str]:
+    """Those of IMAGE_FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
 def _opened(source: Any) -> Image.Image:
     with warnings.catch_warnings():  # of many pixels, which are refused below, and of tags that are not read
         warnings.simplefilter("ignore")
-        return Image.open(source, formats=IMAGE_FORMATS)
+        return Image.open(source, formats=_readable_formats())
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ from q3vl_mini.demo.uploads import read_query, read_upload
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.index import Index
 from q3vl_mini.items import Item, Skipped, embed_items, read_items
-from q3vl_mini.media import MediaBudget, prepare
+from q3vl_mini.media import MediaBudget, load_image, load_video, prepare
 from q3vl_mini.mining import mine
 from q3vl_mini.pairs import Pair, read_pairs
 from q3vl_mini.paths import below
@@ -136,6 +136,13 @@ instances = st.one_of(
     st.fixed_dictionaries({"image": pictures, "text": texts}),
     st.fixed_dictionaries({"video": films}),
 )
+
+
+def test_the_files_are_sound_before_they_are_damaged():
+    for content in FILES.values():
+        assert load_image(content).std() >= 0
+    assert load_image(FILES["16 bits"])[0, 0].tolist() == 3 * [40_000 // 256]
+    assert len(load_video(FILM, BUDGET)[0]) == 2  # of 2.5 seconds, at 1 a second
 
 
 def refused(call, *names: str):
