@@ -59,6 +59,7 @@ def compressed_objective(
     dim_weights: Sequence[float] | None = None,
     quantizers: "Quantizers | None" = None,
     quantizer_weights: Mapping[str, float] | None = None,
+    at_prefixes: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """What every stage minimises: the loss at every prefix, at full precision and quantised (MRL and QAT together).
 
@@ -69,6 +70,8 @@ def compressed_objective(
         loss, embeddings, dims, dim_weights: as in `matryoshka`.
         quantizers: learned steps for all of `dims`.
         quantizer_weights: v_p, e.g. {"int8": 1.0, "binary": 1.0}; None or {} is MRL alone.
+        at_prefixes: a faster way to the sum of w_d * loss(x_d) that knows `dims` and w_d, called with the whole
+            embeddings (prefix_info_nce.py); None computes one prefix after the other.
 
     Taught in notebooks/06
     """
@@ -77,10 +80,11 @@ def compressed_objective(
     dim_weights = [1.0] * len(dims) if dim_weights is None else dim_weights
     if len(dims) == 0 or len(dims) != len(dim_weights):
         raise ValueError(f"dims {list(dims)} with weights {list(dim_weights)}; give at least one, and a weight each")
-    total = 0.0
+    total = 0.0 if at_prefixes is None else _apply(at_prefixes, embeddings)
     for d, w in zip(dims, dim_weights, strict=True):
         prefixes = _map(partial(truncate, dim=d), embeddings)
-        total += w * _apply(loss, prefixes)
+        if at_prefixes is None:
+            total += w * _apply(loss, prefixes)
         for p, v in (quantizer_weights or {}).items():
             total += w * v * _apply(loss, _map(partial(quantizers, dim=d, precision=p), prefixes))
     return total

@@ -88,19 +88,18 @@ def info_nce(
 
     Taught in notebooks/04
     """
-    _check_temperature(temperature)
-    _check_batch(queries, documents, negatives, negatives_mask)
-    parts = [(documents, all_documents), (document_ids, all_document_ids)]
-    parts += [(queries, all_queries)] if query_query else []
+    gathered = [(documents, all_documents), (document_ids, all_document_ids)]
+    gathered += [(queries, all_queries)] if query_query else []
     others = [(negatives, all_negatives), (negatives_mask, all_negatives_mask), (negative_ids, all_negative_ids)]
-    _check_gathered(parts + others if others_negatives else parts, offset)
+    gathered += others if others_negatives else []
+    check_info_nce(queries, documents, negatives, negatives_mask, temperature, gathered, offset)
     scores = info_nce_scores(
         queries,
         documents,
-        _without_padding(negatives, negatives_mask),
+        without_padding(negatives, negatives_mask),
         all_queries=all_queries,
         all_documents=all_documents,
-        all_negatives=_without_padding(all_negatives, all_negatives_mask),
+        all_negatives=without_padding(all_negatives, all_negatives_mask),
         query_document=query_document,
         query_query=query_query,
         document_document=document_document,
@@ -230,7 +229,7 @@ def classification_loss(
     _check_temperature(temperature)
     _check_batch(queries, documents, negatives, negatives_mask)
     right = _own_scores(queries, documents[:, None]) / temperature  # (B, 1)
-    wrong = _own_scores(queries, _without_padding(negatives, negatives_mask)) / temperature  # (B, K)
+    wrong = _own_scores(queries, without_padding(negatives, negatives_mask)) / temperature  # (B, K)
     if negatives_mask is not None:
         wrong = wrong.masked_fill(~negatives_mask.bool(), -math.inf)
     return -torch.cat([right, wrong], dim=1).log_softmax(dim=1)[:, 0].mean()
@@ -284,7 +283,7 @@ def distillation_loss(
     _check_temperature(teacher_temperature)
     _check_batch(queries, None, candidates, mask, name="candidates")
     _check_shape("teacher_logits", teacher_logits, candidates.shape[:2], "a logit a candidate")
-    student = _own_scores(queries, _without_padding(candidates, mask)) / temperature  # (B, 1 + K)
+    student = _own_scores(queries, without_padding(candidates, mask)) / temperature  # (B, 1 + K)
     teacher = teacher_logits.detach().to(student.dtype) / teacher_temperature
     if mask is not None:
         padding = ~mask.bool()
@@ -345,11 +344,26 @@ def _own_scores(queries: Tensor, candidates: Tensor) -> Tensor:
     return cosine(queries[:, None], candidates)[:, 0]
 
 
-def _without_padding(negatives: Tensor | None, mask: Tensor | None) -> Tensor | None:
+def without_padding(negatives: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """Zeros in padded slots: what lies there, NaN included, must reach neither score nor gradient."""
     if negatives is None or mask is None:
         return negatives
     return negatives.masked_fill(~mask.bool()[..., None], 0.0)
+
+
+def check_info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    negatives: Tensor | None,
+    negatives_mask: Tensor | None,
+    temperature: float | Tensor,
+    gathered: list[tuple[Tensor | None, Tensor | None]],
+    offset: int,
+) -> None:
+    """ValueError if the arguments of `info_nce` do not fit. gathered: tensors of this process and of the batch."""
+    _check_temperature(temperature)
+    _check_batch(queries, documents, negatives, negatives_mask)
+    _check_gathered(gathered, offset)
 
 
 def _check_temperature(temperature: float | Tensor) -> None:

@@ -6,13 +6,17 @@ positives. A candidate that is no labelled positive becomes a hard negative only
 s+ + delta-; one above is suspected to be relevant but unlabelled, a false negative.
 """
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import faiss
 import numpy as np
 
 from q3vl_mini.records import Quadruple, Relevance
 
+SPARE = 32  # candidates beyond k
+FAISS_QUERIES, FAISS_DOCUMENTS = 4096, 1024  # whose products faiss holds at once
 HISTOGRAM_EDGES = np.linspace(-1.0, 1.0, 101)  # bins of 0.02 over the range of a cosine
 
 
@@ -21,10 +25,13 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k documents of largest inner product for each query, exactly: rows (Q, k), scores (Q, k).
 
-    query_vectors (Q, D), corpus_vectors (N, D); k is cut to N. Best first, ties by the lower row.
-    Products are computed block by block within about memory_mb, beside the vectors and the result;
-    corpus_vectors may be a `np.memmap` that is larger than memory. Scores are summed in float64 and then
-    rounded to float32, so that the size of a block does not show in the result.
+    query_vectors (Q, D), corpus_vectors (N, D); k is cut to N. Best first, ties by the lower row. faiss finds some
+    SPARE candidates more than k in float32; their scores are summed again in float64 and then rounded, so that the
+    size of a block does not show in the result. Where float32 may have missed one, as among many equal documents, the
+    query is asked again in float64 throughout.
+
+    Blocks are searched within about memory_mb, beside the vectors and the result; corpus_vectors may be a `np.memmap`
+    that is larger than memory.
 
     Taught in notebooks/07
     """
@@ -32,8 +39,53 @@ def top_k(
         raise ValueError(f"k is {k}; expected at least 1")
     (n_queries, dim), n_docs = query_vectors.shape, len(corpus_vectors)
     k = min(k, n_docs)
-    rows = np.empty((n_queries, k), dtype=np.int64)
-    scores = np.empty((n_queries, k), dtype=np.float32)
+    n_candidates = min(n_docs, k + SPARE)
+    rows, scores = np.empty((n_queries, k), dtype=np.int64), np.empty((n_queries, k), dtype=np.float32)
+    half = memory_mb * 2**20 / 2
+    height = int(max(1, min(FAISS_QUERIES, half / (4 * dim + 4 * FAISS_DOCUMENTS + 96 * n_candidates))))
+    width = int(max(1, half / (4 * dim)))
+    rounding = (dim + 2) * 2.0**-24 * _longest(corpus_vectors, width)  # of a float32 score of a query of length 1
+    unsure = []
+    for top in range(0, n_queries, height):
+        block = np.ascontiguousarray(query_vectors[top : top + height], dtype=np.float32)
+        candidates, lowest = _candidates(block, corpus_vectors, n_candidates, width)
+        for i, (query, found) in enumerate(zip(query_vectors[top : top + height], candidates, strict=True), start=top):
+            found = np.sort(found)
+            exact = (np.asarray(corpus_vectors[found], np.float64) @ np.asarray(query, np.float64)).astype(np.float32)
+            order = np.argsort(-exact, kind="stable")[:k]
+            rows[i], scores[i] = found[order], exact[order]
+            missed_at_most = lowest[i - top] + 2 * rounding * np.linalg.norm(block[i - top])
+            if n_candidates < n_docs and not scores[i, -1] > missed_at_most:
+                unsure.append(i)
+    if unsure:
+        rows[unsure], scores[unsure] = _top_k_in_float64(query_vectors[unsure], corpus_vectors, k, memory_mb)
+    return rows, scores
+
+
+def _longest(vectors: np.ndarray, height: int) -> float:
+    """The largest length of a row."""
+    blocks = (np.asarray(vectors[i : i + height], dtype=np.float32) for i in range(0, len(vectors), height))
+    return math.sqrt(max(float(np.einsum("nd,nd->n", block, block).max()) for block in blocks))
+
+
+def _candidates(queries: np.ndarray, corpus: np.ndarray, k: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """By float32: rows (Q, k) in no order, and the lowest score among each query's (Q,)."""
+    rows, scores = np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
+    for left in range(0, len(corpus), width):
+        block = np.ascontiguousarray(corpus[left : left + width], dtype=np.float32)
+        new_scores, new_rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = np.hstack([scores, new_scores]), np.hstack([rows, left + new_rows])
+        if scores.shape[1] > k:
+            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            scores, rows = (np.take_along_axis(x, best, axis=1) for x in (scores, rows))
+    return rows, scores.min(axis=1)
+
+
+def _top_k_in_float64(
+    query_vectors: np.ndarray, corpus_vectors: np.ndarray, k: int, memory_mb: float
+) -> tuple[np.ndarray, np.ndarray]:
+    (n_queries, dim), n_docs = query_vectors.shape, len(corpus_vectors)
+    rows, scores = np.empty((n_queries, k), dtype=np.int64), np.empty((n_queries, k), dtype=np.float32)
     budget = memory_mb * 2**20 / 8  # float64 numbers
     height = int(max(1, min(512, n_queries, budget / 2 / (dim + 4 * k))))  # queries of a block, with their best k
     width = int(max(1, (budget - height * (dim + 4 * k)) / (dim + 2 * height)))  # documents, with the products

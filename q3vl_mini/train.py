@@ -31,6 +31,7 @@ from .data import Batch
 from .forward import split_rows
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
 from .machine import give_back_freed
+from .prefix_info_nce import prefix_info_nce
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]
@@ -77,6 +78,7 @@ def embedding_loss(
     documents, negatives, mask, negative_ids = encode_documents(encode, batch, width)
     embeddings: dict[str, Tensor | None] = {"queries": queries, "documents": documents}
     constants: dict[str, Any] = {"temperature": stage.temperature}
+    at_prefixes = None
     if loss is cosent_loss:
         embeddings = {name: gather(x) for name, x in embeddings.items()}
         constants["scores"] = gather(torch.tensor(batch.scores, device=queries.device))
@@ -84,16 +86,22 @@ def embedding_loss(
         embeddings["negatives"], constants["negatives_mask"] = negatives, mask
     else:
         ids = torch.tensor(batch.positive_ids, device=queries.device)
-        embeddings |= {"negatives": negatives, "all_queries": gather(queries), "all_documents": gather(documents)}
+        rank, processes = _process()
+        others_negatives = "others_negatives" in stage.terms
+        embeddings["negatives"] = negatives
         constants |= {"negatives_mask": mask, "document_ids": ids, "negative_ids": negative_ids, "margin": stage.margin}
-        constants |= {"all_document_ids": gather(ids), "offset": _process()[0] * len(queries)}
         constants |= {term: term in stage.terms for term in ("query_document", "query_query", "document_document")}
-        if "others_negatives" in stage.terms:
+        constants |= {"others_negatives": others_negatives, "offset": rank * len(queries)}
+        if processes > 1:
+            embeddings |= {"all_queries": gather(queries), "all_documents": gather(documents)}
+            constants["all_document_ids"] = gather(ids)
+        if processes > 1 and others_negatives:
             embeddings["all_negatives"] = gather(negatives)
             constants |= {"all_negatives_mask": gather(mask), "all_negative_ids": gather(negative_ids)}
-            constants["others_negatives"] = True
+        loss = prefix_info_nce  # the numbers of info_nce at every prefix, faster
+        at_prefixes = partial(loss, dims=dims, dim_weights=dim_weights, **constants)
     return compressed_objective(
-        partial(loss, **constants), embeddings, dims, dim_weights, quantizers, quantizer_weights
+        partial(loss, **constants), embeddings, dims, dim_weights, quantizers, quantizer_weights, at_prefixes
     )
 
 

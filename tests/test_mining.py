@@ -65,7 +65,7 @@ def test_the_block_size_does_not_show(memory_mb):
 
 
 def test_ties_go_to_the_lower_row_even_at_the_edge_of_the_top():
-    corpus = np.ones((9, 1), dtype=np.float32)
+    corpus = np.ones((99, 1), dtype=np.float32)  # more of them than faiss is asked for
     corpus[4] = 2
     rows, _ = top_k(np.ones((2, 1), dtype=np.float32), corpus, 4)
     assert rows.tolist() == [[4, 0, 1, 2]] * 2

@@ -1,0 +1,69 @@
+"""Write the tables of results/performance/*.json into docs/performance.md, each between its two markers.
+
+    python scripts/update_performance.py          # rewrite docs/performance.md
+    python scripts/update_performance.py --check  # exit 1 if the page is not what the results say
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "performance"
+MARKED = re.compile(r"(<!-- performance:(\w+):begin -->\n).*?(<!-- performance:\2:end -->)", re.DOTALL)
+SIGNS = {"at least": "≥ {}", "at most": "≤ {}", "within": "{} to {}"}
+
+
+def section(results: dict) -> str:
+    """What was measured, a line a comparison, and what else the results hold."""
+    lines = [
+        f"{results['setting']}. Threads: {results['threads']}.",
+        "",
+        "| compared | measured | lowest to highest round | bar | reached |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        spread = " to ".join(f"{x:.2f}" for x in row["range"]) if "range" in row else ""
+        bar = SIGNS[row["sense"]].format(*row["bar"]) if "sense" in row else ""
+        reached = {True: "yes", False: "no", None: ""}[row.get("met")]
+        lines.append(f"| {row['compared']} | {row['value']:.3g} | {spread} | {bar} | {reached} |")
+    for name, value in results.items():
+        if name not in ("setting", "threads", "rows"):
+            lines += ["", f"{name.replace('_', ' ').capitalize()}: {_words(value)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _words(value) -> str:
+    if isinstance(value, dict):
+        nested = any(isinstance(x, dict) for x in value.values())
+        return ("; " if nested else ", ").join(f"{name} {_words(x)}" for name, x in value.items())
+    if isinstance(value, list):
+        return " and ".join(map(_words, value))
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def page(text: str, results: dict[str, dict]) -> str:
+    """The page with its tables from `results`, by name; KeyError names one that was not measured."""
+    return MARKED.sub(lambda m: m[1] + section(results[m[2]]) + m[3], text)
+
+
+def write(check: bool = False) -> bool:
+    """Rewrite the page, or with `check` only compare; whether it was up to date."""
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
+    before = PAGE.read_text(encoding="utf-8")
+    after = page(before, results)
+    if not check:
+        PAGE.write_text(after, encoding="utf-8")
+    return before == after
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    args = parser.parse_args()
+    raise SystemExit(not write(args.check) and args.check)
+
+
+if __name__ == "__main__":
+    main()
