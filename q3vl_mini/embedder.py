@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from .backbone import inner
 from .compression import PRECISIONS, Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
-from .forward import PromptModel, as_instance, as_items, check_text, measure, pad
-from .media import PIXELS, Visual, as_list
+from .forward import PromptModel, as_instance, as_items, check_text, measure, pad, rough_length
+from .media import Visual
 from .templates import EMBEDDER_TEMPLATES, embedder_prompt, prompt_ids
 
 
@@ -116,19 +115,10 @@ class Embedder(PromptModel):
         if not 1 <= dim <= self.dim or precision == "binary" and dim % 8:
             raise ValueError(f"dim is {dim}; this model has 1 to {self.dim} dimensions, binary takes multiples of 8")
         first = {id(item): i for i, item in reversed(list(enumerate(items)))}  # where an object occurs first
-        order = sorted(first.values(), key=lambda i: self._rough_length(items[i]), reverse=True)
+        order = sorted(first.values(), key=lambda i: rough_length(items[i], self.budget), reverse=True)
         rows = self._in_batches(items, order, instruction, batch_size, show_progress_bar, "item")
         vectors = np.stack([rows[first[id(item)]] for item in items]) if items else np.zeros((0, self.dim), np.float32)
         return self._codes(vectors, dim, precision)
-
-    def _rough_length(self, item: Any) -> tuple[int, int]:
-        """Sorts items before they are opened: videos, then the tokens of pictures and words as far as is cheap."""
-        if not isinstance(item, Mapping):
-            return 0, len(item) // 4 if isinstance(item, str) else 0
-        images = as_list(item.get("image"), "image")
-        areas = [x.size[0] * x.size[1] if isinstance(x, Image.Image) else 0 for x in images]
-        tokens = sum(min(max(area // PIXELS, 4), self.budget.image_max_tokens) for area in areas)
-        return len(as_list(item.get("video"), "video")), tokens + len(str(item.get("text") or "")) // 4
 
     def _codes(self, vectors: np.ndarray, dim: int, precision: str) -> np.ndarray:
         vectors = truncate(vectors, dim)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbone import inner
-from .forward import PromptModel, as_instance, as_items, check_text, measure, pad
+from .forward import PromptModel, as_instance, as_items, check_text, measure, pad, rough_length
 from .media import Visual
 from .templates import RERANKER_TEMPLATES, prompt_ids, reranker_prompt
 
@@ -87,7 +87,8 @@ class Reranker(PromptModel):
         for i, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError(f"pair {i}: expected (query, document), got {type(pair).__name__}; write two items")
-        order = sorted(range(len(pairs)), key=lambda i: [_rough_length(side) for side in pairs[i]], reverse=True)
+        lengths = [np.sum([rough_length(side, self.budget) for side in pair], axis=0).tolist() for pair in pairs]
+        order = sorted(range(len(pairs)), key=lengths.__getitem__, reverse=True)
         rows = self._in_batches(pairs, order, instruction, batch_size, show_progress_bar, "pair")
         return np.array([rows[i] for i in range(len(pairs))], dtype=np.float32)
 
@@ -126,10 +127,3 @@ class Reranker(PromptModel):
         scores = self.score(query, documents, instruction, batch_size)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
-
-
-def _rough_length(item: Any) -> tuple[bool, bool, int]:
-    """Sorts sides of pairs before they are opened: by kind, then by the length of the text."""
-    if not isinstance(item, Mapping):
-        return False, False, len(item) if isinstance(item, str) else 0
-    return item.get("video") is not None, item.get("image") is not None, len(str(item.get("text") or ""))

@@ -1,0 +1,48 @@
+"""docs/performance.md shows what results/performance holds, and every benchmark in it has its script."""
+
+import json
+
+import pytest
+
+from q3vl_mini.config import data_dir
+
+ROOT = data_dir().parent
+FILES = sorted((ROOT / "results" / "performance").glob("*.json"))
+
+
+@pytest.fixture
+def update_performance(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import update_performance
+
+    return update_performance
+
+
+def test_the_page_shows_the_results(update_performance):
+    assert update_performance.write(check=True), "run scripts/update_performance.py"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_results_are_of_a_benchmark_that_the_page_shows(file, update_performance):
+    assert (ROOT / "benchmarks" / f"{file.stem}.py").is_file()
+    names = [match[2] for match in update_performance.MARKED.finditer(update_performance.PAGE.read_text("utf-8"))]
+    assert names.count(file.stem) == 1 and len(names) == len(FILES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_bar_is_reached_by_the_measured_value_or_it_says_not(file):
+    rows = [row for row in json.loads(file.read_text("utf-8"))["rows"] if "bar" in row]
+    for row in rows:
+        low = row["bar"][0] if row["sense"] != "at most" else float("-inf")
+        high = row["bar"][-1] if row["sense"] != "at least" else float("inf")
+        assert row["met"] == (low <= row["value"] <= high), row
+        if "range" in row:
+            assert row["rounds"] >= 5 and row["range"][0] <= row["value"] <= row["range"][1], row
+
+
+def test_another_figure_shows_as_another_page(update_performance):
+    results = {file.stem: json.loads(file.read_text("utf-8")) for file in FILES}
+    results["rerank"]["rows"][0]["value"] = 123
+    text = update_performance.PAGE.read_text("utf-8")
+    changed = update_performance.page(text, results)
+    assert changed != text and "| 123 |" in changed
