@@ -26,7 +26,8 @@ def main() -> None:
         export("reranker", f"{folder}/model")
         ours, official = Reranker(f"{folder}/model"), OfficialReranker(f"{folder}/model")
     ways = {"ours": lambda: ours.rank(query, documents), "official": lambda: official.score(query, documents)}
-    difference = float(np.abs(ours.score(query, documents) - official.score(query, documents)).max())
+    few = documents[:24]
+    difference = float(np.abs(ours.score(query, few) - official.score(query, few)).max())
     seconds = seconds_of(ways, options.rounds)
     write(
         "rerank",

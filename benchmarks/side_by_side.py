@@ -17,14 +17,13 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "performance"
 
 
 def seconds_of(ways: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each way in each round. A round before the first warms up and is not counted."""
+    """Seconds of each way in each round. Let each run before on a little, to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(1 + rounds):
+    for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .losses import check_info_nce, info_nce_masks, without_padding
@@ -64,27 +65,19 @@ def prefix_info_nce(
     others = [(negatives, all_negatives), (negatives_mask, all_negatives_mask), (negative_ids, all_negative_ids)]
     gathered += others if others_negatives else []
     check_info_nce(queries, documents, negatives, negatives_mask, temperature, gathered, offset)
-    full = queries.shape[1]
-    dims = [full] if dims is None else list(dims)
-    weights = [1.0] * len(dims) if dim_weights is None else list(dim_weights)
-    if not dims or len(dims) != len(weights) or not all(1 <= d <= full for d in dims):
-        raise ValueError(f"dims {dims} with weights {weights}; give at least one of 1 to {full}, and a weight each")
-    order = sorted(range(len(dims)), key=dims.__getitem__)
-    dims, weights = [dims[i] for i in order], [weights[i] for i in order]
-
+    dims, weights = _ascending(dims, dim_weights, queries.shape[1])
     queries, documents, negatives, all_queries, all_documents, all_negatives = (
         None if x is None else x if x.dtype == torch.float64 else x.float()
         for x in (queries, documents, negatives, all_queries, all_documents, all_negatives)
     )
     negatives = without_padding(negatives, negatives_mask)
-    all_negatives = without_padding(all_negatives, all_negatives_mask)
+    all_queries = queries if all_queries is None else all_queries
+    all_documents = documents if all_documents is None else all_documents
+    all_negatives = negatives if all_negatives is None else without_padding(all_negatives, all_negatives_mask)
+
     own = {"positive": prefix_cosines(queries[:, None], documents[:, None], dims)}  # (prefixes, B, 1)
     if negatives is not None:
         own["hard_negative"] = prefix_cosines(queries[:, None], negatives, dims)  # (prefixes, B, K)
-    all_queries, all_documents = (
-        own_rows if x is None else x for own_rows, x in ((queries, all_queries), (documents, all_documents))
-    )
-    all_negatives = negatives if all_negatives is None else all_negatives
     blocks = {}
     if query_document:
         blocks["query_document"] = Block(queries, all_documents)
@@ -95,35 +88,46 @@ def prefix_info_nce(
     if others_negatives and all_negatives is not None:
         blocks["others_negative"] = Block(queries, all_negatives.flatten(0, 1))
 
-    ids = {"negatives_mask": negatives_mask, "negative_ids": negative_ids}
-    ids |= {"all_negatives_mask": all_negatives_mask, "all_negative_ids": all_negative_ids}
-    ids["all_document_ids"] = document_ids if all_document_ids is None else all_document_ids
+    ids = {"document_ids": document_ids, "negatives_mask": negatives_mask, "negative_ids": negative_ids}
+    gathered_ids = (all_document_ids, all_negatives_mask, all_negative_ids)
+    whole = {f"all_{name}": mine if x is None else x for (name, mine), x in zip(ids.items(), gathered_ids, strict=True)}
 
-    def allowed(scores: dict[str, Tensor], rows: slice, margin: float) -> dict[str, Tensor]:
-        """The masks of equation 1 for some of the rows."""
-        mine = {name: x if x is None or name.startswith("all_") else x[rows] for name, x in ids.items()}
-        mine["document_ids"] = None if document_ids is None else document_ids[rows]
-        return info_nce_masks(scores, margin=margin, offset=offset + rows.start, **mine)
-
-    everything = slice(0, len(queries))
-    logits = []
-    for k in range(len(dims)):
-        scores = {name: x[k] for name, x in own.items()}
-        masks = allowed(scores, everything, margin)
-        logits.append(torch.cat([(s / temperature).masked_fill(~masks[n], -math.inf) for n, s in scores.items()], 1))
+    def masks(scores: dict[str, Tensor], margin: float, rows: slice) -> dict[str, Tensor]:
+        """Those of equation 1, for some of the rows."""
+        mine = {name: None if x is None else x[rows] for name, x in ids.items()}
+        return info_nce_masks(scores, margin=margin, offset=offset + rows.start, **mine, **whole)
 
     def excluded(products: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-        """True for the same document, the row itself and padding: whatever the prefix."""
-        shape = {"others_negative": (-1, *all_negatives.shape[:2])} if "others_negative" in products else {}
-        scores = {name: x.reshape(shape.get(name, x.shape)) for name, x in products.items()}
-        masks = allowed({"positive": own["positive"][0, rows].detach(), **scores}, rows, math.inf)
-        return {name: ~masks[name].flatten(1) for name in products}
+        """Places, row by row, of what never enters Z_i in a block: the same document, the row itself, padding."""
+        products = dict(products)
+        if "others_negative" in products:
+            products["others_negative"] = products["others_negative"].unflatten(1, all_negatives.shape[:2])
+        found = masks({"positive": own["positive"][0, rows].detach(), **products}, math.inf, rows)
+        return {name: (~found[name]).flatten().nonzero()[:, 0] for name in products}
 
-    limits = (own["positive"][..., 0].detach() + margin) / temperature  # (prefixes, B), of the logits
+    own_logits = []
+    for k in range(len(dims)):
+        scores = {name: x[k] for name, x in own.items()}
+        kept = masks(scores, margin, slice(0, len(queries)))
+        terms = [(scores[name] / temperature).masked_fill(~kept[name], -math.inf) for name in scores]
+        own_logits.append(torch.cat(terms, dim=1))
     tensors = list({id(x): x for block in blocks.values() for x in block}.values())
-    places = {name: tuple(next(i for i, t in enumerate(tensors) if t is x) for x in b) for name, b in blocks.items()}
-    work = Work(places, dims, weights, temperature, limits, excluded)
-    return _InfoNCE.apply(torch.stack(logits), work, *tensors)
+    place = {id(x): i for i, x in enumerate(tensors)}
+    places = {name: (place[id(block.rows)], place[id(block.columns)]) for name, block in blocks.items()}
+    work = Work(places, dims, weights, temperature, margin, excluded)
+    return _InfoNCE.apply(torch.stack(own_logits), work, *tensors)
+
+
+def _ascending(
+    dims: Sequence[int] | None, weights: Sequence[float] | None, full: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    dims = [full] if dims is None else dims
+    weights = [1.0] * len(dims) if weights is None else weights
+    if len(dims) == 0 or len(dims) != len(weights) or not all(1 <= d <= full for d in dims):
+        raise ValueError(
+            f"dims {list(dims)} with weights {list(weights)}; give at least one of 1 to {full}, and a weight each"
+        )
+    return tuple(zip(*sorted(zip(dims, weights, strict=True)), strict=True))
 
 
 def prefix_cosines(a: Tensor, b: Tensor, dims: Sequence[int]) -> Tensor:
@@ -154,13 +158,16 @@ class Block(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What `_InfoNCE` needs beside tensors with gradient. places: of a block's rows and columns among the tensors."""
+    """What `_InfoNCE` needs beside the tensors.
+
+    places: of each block's rows and columns among the tensors. excluded: what the margin does not mask, for some rows.
+    """
 
     places: dict[str, tuple[int, int]]
     dims: Sequence[int]
     weights: Sequence[float]
     temperature: float
-    limits: Tensor
+    margin: float
     excluded: Callable[[dict[str, Tensor], slice], dict[str, Tensor]]
 
 
@@ -168,54 +175,68 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, own: Tensor, work: Work, *tensors: Tensor) -> Tensor:
         """own: (prefixes, B, 1 + K) masked logits, the positive first."""
-        lengths = [inverse_lengths(x, work.dims) for x in tensors]  # (prefixes, M)
-        gradients = [torch.zeros_like(x) for x in tensors]
-        pulls = [torch.zeros_like(x) for x in lengths]
-        own_gradient = torch.zeros_like(own)
-        loss = own.new_zeros(())
-        for start in range(0, own.shape[1], ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, own.shape[1]))
-            products = _products(work, tensors, rows)
-            excluded = work.excluded({name: steps[-1] for name, steps in products.items()}, rows)
-            slopes = {name: torch.zeros_like(steps[-1]) for name, steps in products.items()}  # dL/dp, running sums
-            for k, (low, high) in reversed(list(enumerate(_spans(work.dims)))):
-                logits = {}
-                for name, (r, c) in work.places.items():
-                    scale = lengths[r][k, rows, None] / work.temperature
-                    logits[name] = products[name][k].mul_(lengths[c][k]).mul_(scale)
-                top, powers = own[k, rows].amax(1, keepdim=True), {}
-                for name, z in logits.items():
-                    hidden = (z > work.limits[k, rows, None]).logical_or_(excluded[name])
-                    powers[name] = z.masked_fill(hidden, -math.inf)
-                    top = torch.maximum(top, powers[name].amax(1, keepdim=True))
-                own_power = (own[k, rows] - top).exp()
-                total = own_power.sum(1, keepdim=True)
-                for power in powers.values():
-                    total += power.sub_(top).exp_().sum(1, keepdim=True)
-                share = work.weights[k] / own.shape[1]
-                loss += share * (total.log() + top - own[k, rows, :1]).sum()
-                own_gradient[k, rows] = share * own_power / total
-                own_gradient[k, rows, 0] -= share
-                factor = share / total  # dL/dz = factor * power
-                for name, (r, c) in work.places.items():
-                    pull = logits[name].mul_(powers[name])
-                    pulls[r][k, rows] += factor[:, 0] * pull.sum(1)
-                    pulls[c][k] += factor[:, 0] @ pull
-                    powers[name].mul_(factor * lengths[r][k, rows, None] / work.temperature)
-                    slope = slopes[name].addcmul_(powers[name], lengths[c][k])
-                    gradients[r][rows, low:high].addmm_(slope, tensors[c][:, low:high])
-                    gradients[c][:, low:high].addmm_(slope.T, tensors[r][rows, low:high])
-        for x, gradient, length, pull in zip(tensors, gradients, lengths, pulls, strict=True):
-            pull = (pull * length**2).flip(0).cumsum(0).flip(0)  # a dimension is in its prefix and in all longer ones
-            for k, (low, high) in enumerate(_spans(work.dims)):
-                gradient[:, low:high].addcmul_(pull[k, :, None], x[:, low:high], value=-1)
-        ctx.save_for_backward(own_gradient, *gradients)
+        with torch.autocast(own.device.type, enabled=False):
+            loss, gradients = _loss_and_gradients(own, work, tensors)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         own, *others = (x * gradient for x in ctx.saved_tensors)
         return own, None, *others
+
+
+def _loss_and_gradients(own: Tensor, work: Work, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The sum over prefixes and its gradients with respect to `own` and each of `tensors`."""
+    lengths = [inverse_lengths(x, work.dims) for x in tensors]  # (prefixes, M)
+    gradients = [torch.zeros_like(x) for x in tensors]
+    pulls = [torch.zeros_like(x) for x in lengths]
+    own_gradient = torch.zeros_like(own)
+    loss = own.new_zeros(())
+    highest = work.margin / work.temperature  # that a kept logit lies above the positive's
+    overflows = min(highest, 2 / work.temperature) > 60
+    for start in range(0, own.shape[1], ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, own.shape[1]))
+        products = _products(work, tensors, rows)
+        excluded = work.excluded({name: steps[-1] for name, steps in products.items()}, rows)
+        slopes = {name: torch.zeros_like(steps[-1]) for name, steps in products.items()}  # dL/dp, running sums
+        for k, (low, high) in reversed(list(enumerate(_spans(work.dims)))):
+            positive = own[k, rows, :1]
+            below = {}  # by how much each logit is below the positive's; inf where it is masked
+            for name, (r, c) in work.places.items():
+                scale = lengths[r][k, rows, None] / -work.temperature
+                lower = products[name][k].mul_(lengths[c][k]).mul_(scale).add(positive)
+                F.threshold_(lower, -highest - 1e-6 / work.temperature, math.inf)  # ties stay
+                below[name] = lower.view(-1).index_fill_(0, excluded[name], math.inf).view_as(lower)
+            own_below = positive - own[k, rows]
+            lowest = torch.zeros_like(positive)
+            if overflows:
+                lowest = torch.stack([x.amin(1, keepdim=True) for x in (own_below, *below.values())]).amin(0)
+                own_below = own_below - lowest
+                below = {name: x.sub_(lowest) for name, x in below.items()}
+            own_power = own_below.neg_().exp_()
+            powers = {name: x.neg_().exp_() for name, x in below.items()}
+            total = own_power.sum(1, keepdim=True)
+            for power in powers.values():
+                total += power.sum(1, keepdim=True)
+            share = work.weights[k] / own.shape[1]
+            loss += share * (total.log() - lowest).sum()
+            own_gradient[k, rows] = share * own_power / total
+            own_gradient[k, rows, 0] -= share
+            factor = share / total  # dL/dz = factor * power
+            for name, (r, c) in work.places.items():
+                pull = products[name][k].mul_(powers[name])  # of -z
+                pulls[r][k, rows] -= factor[:, 0] * pull.sum(1)
+                pulls[c][k] -= factor[:, 0] @ pull
+                powers[name].mul_(factor * lengths[r][k, rows, None] / work.temperature)
+                slope = slopes[name].addcmul_(powers[name], lengths[c][k])
+                gradients[r][rows, low:high].addmm_(slope, tensors[c][:, low:high])
+                gradients[c][:, low:high].addmm_(slope.T, tensors[r][rows, low:high])
+    for x, gradient, length, pull in zip(tensors, gradients, lengths, pulls, strict=True):
+        pull = (pull * length**2).flip(0).cumsum(0).flip(0)  # a dimension is in its prefix and in all longer ones
+        for k, (low, high) in enumerate(_spans(work.dims)):
+            gradient[:, low:high].addcmul_(pull[k, :, None], x[:, low:high], value=-1)
+    return loss, [own_gradient, *gradients]
 
 
 def _products(work: Work, tensors: Sequence[Tensor], rows: slice) -> dict[str, list[Tensor]]:

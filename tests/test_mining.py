@@ -81,7 +81,7 @@ def test_k_is_cut_to_the_corpus():
 
 def test_a_corpus_on_disk_is_searched_within_the_memory_bound(tmp_path):
     rng = np.random.default_rng(0)
-    queries, corpus = unit(rng, 100, 128), unit(rng, 40000, 128)  # 20 MB, and 32 MB of products
+    queries, corpus = unit(rng, 100, 128), unit(rng, 40000, 128).astype(np.float16)  # as float32, 20 MB
     np.save(tmp_path / "corpus.npy", corpus)
     on_disk = np.load(tmp_path / "corpus.npy", mmap_mode="r")
     tracemalloc.start()
