@@ -25,6 +25,7 @@ from .templates import Content, Template, choose
 
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")  # of `pad`, each (B, T)
 PATCHES_AT_ONCE = 16_384  # that the vision tower takes in one call: bounds its memory
+CPU_CALL, GPU_CALL = 32, 2048  # tokens that cost as much as another forward, which on a GPU had better be large
 
 
 def as_instance(item: Any, where: str) -> Instance:
@@ -142,17 +143,44 @@ def split_rows(inputs: Mapping[str, Any], max_tokens: int) -> list[dict[str, Any
     rows, width = inputs["input_ids"].shape
     size = max(1, max_tokens // (width - shared_prefix(right_padded(inputs))))
     size = math.ceil(rows / math.ceil(rows / size))
-    visuals, parts = iter(inputs["visuals"]), []
-    for start in range(0, rows, size):
-        part = {name: inputs[name][start : start + size] for name in ROWS}
-        used = part["attention_mask"].bool().any(0)  # a part may be shorter than the batch
-        part = {name: x[:, used] for name, x in part.items()}
-        left, mine = int((part["mm_token_type_ids"] > 0).sum()), []
+    return take_rows(inputs, [range(start, min(start + size, rows)) for start in range(0, rows, size)])
+
+
+def take_rows(inputs: Mapping[str, Any], parts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Inputs of `pad` for the rows of each part, in the order given, without the columns that all of them pad."""
+    visuals, of_row = iter(inputs["visuals"]), []
+    for left in (inputs["mm_token_type_ids"] > 0).sum(1).tolist():
+        mine: list[Visual] = []
         while left > 0:
             mine.append(next(visuals))
             left -= mine[-1].n_tokens
-        parts.append({**part, **_grids(mine), "visuals": mine})
-    return parts
+        of_row.append(mine)
+    taken = []
+    for rows in parts:
+        part = {name: inputs[name][list(rows)] for name in ROWS}
+        used = part["attention_mask"].bool().any(0)
+        mine = [visual for row in rows for visual in of_row[row]]
+        taken.append({**{name: x[:, used] for name, x in part.items()}, **_grids(mine), "visuals": mine})
+    return taken
+
+
+def even_parts(lengths: Sequence[int], prefix: int, call: int) -> list[list[int]]:
+    """Rows of a batch in groups of similar length, so that the forward spends the fewest tokens.
+
+    A group costs the tokens of its rows, each as long as its longest, without the `prefix` that all rows share, and
+    once the prefix and `call` tokens, the price of another forward. The cheapest way to cut the rows, sorted by length,
+    is found exactly (dynamic programming). Returns row numbers, the longest first.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    ends = [n for n in range(1, len(order)) if lengths[order[n]] < lengths[order[n - 1]]] + [len(order)]
+    best = {0: (0, 0)}  # the first n rows: what they cost, and where their last group begins
+    for n in ends:
+        best[n] = min((best[m][0] + (n - m) * (lengths[order[m]] - prefix) + prefix + call, m) for m in best)
+    parts, n = [], len(order)
+    while n:
+        parts.append(order[best[n][1] : n])
+        n = best[n][1]
+    return parts[::-1]
 
 
 class VisualStore:
@@ -209,7 +237,14 @@ class VisualStore:
 def visual_outputs(
     model: nn.Module, visuals: Sequence[Visual], store: VisualStore | None = None
 ) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
-    """What the vision tower makes of a batch's visuals, as transformers takes it (`mm_encoder_outputs`).
+    """What the vision tower makes of a batch's visuals (`visual_features`), as transformers takes it."""
+    return encoder_outputs_of(visuals, visual_features(model, visuals, store))
+
+
+def visual_features(
+    model: nn.Module, visuals: Sequence[Visual], store: VisualStore | None = None
+) -> dict[Hashable, Tensor]:
+    """What the vision tower makes of each visual, by its key: (1 + L, n_tokens, D), see VisualStore.
 
     Those that the store has are looked up. The others go through the tower once each, equal sizes next to each
     other; without gradients, and into the store, if the tower is frozen.
@@ -229,10 +264,17 @@ def visual_outputs(
         for visual, made in zip(group, _tower_features(tower, group, frozen), strict=True):
             kept = store is not None and store.add(visual, made)
             features[visual.key] = store.features(visual.key).to(tower.device) if kept else made
+    return {key: x.to(dtype) for key, x in features.items()}
+
+
+def encoder_outputs_of(
+    visuals: Sequence[Visual], features: Mapping[Hashable, Tensor]
+) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
+    """Features of the visuals of a batch, in its order, as transformers takes them (`mm_encoder_outputs`)."""
     outputs = {}
     for kind in ("image", "video"):
         if chosen := [features[visual.key] for visual in visuals if visual.kind == kind]:
-            tokens, *deepstack = torch.cat([x.to(dtype) for x in chosen], dim=1)  # each (N, D)
+            tokens, *deepstack = torch.cat(chosen, dim=1)  # each (N, D)
             outputs[kind] = BaseModelOutputWithDeepstackFeatures(
                 pooler_output=[tokens], deepstack_features=[[x] for x in deepstack]
             )
@@ -425,11 +467,22 @@ class PromptModel(nn.Module):
         return self.card["template"]
 
     def last_state(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Inputs of `collate` to the state at each prompt's last attended position, float32 (B, D), with gradient."""
+        """Inputs of `collate` to the state at each prompt's last attended position, float32 (B, D), with gradient.
+
+        Rows of similar length go through the model together (`even_parts`), which does not change a row's state.
+        """
         device = next(self.model.parameters()).device
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        call = CPU_CALL if device.type == "cpu" else GPU_CALL
+        parts = even_parts(lengths, shared_prefix(right_padded(inputs)), call)
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            encoder_outputs = visual_outputs(self.model, inputs["visuals"], self.store)
-            return forward_last(self.model, inputs, encoder_outputs).float()
+            features = visual_features(self.model, inputs["visuals"], self.store)
+            states = [
+                forward_last(self.model, part, encoder_outputs_of(part["visuals"], features))
+                for part in take_rows(inputs, parts)
+            ]
+        rows = torch.tensor([row for part in parts for row in part], device=device)
+        return torch.cat(states)[rows.argsort()].float()
 
     def _in_batches(
         self, items: Sequence[Any], order: Sequence[int], instruction: str | None, batch_size: int, bar: bool, unit: str

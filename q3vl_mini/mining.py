@@ -43,7 +43,7 @@ def top_k(
     rows, scores = np.empty((n_queries, k), dtype=np.int64), np.empty((n_queries, k), dtype=np.float32)
     half = memory_mb * 2**20 / 2
     height = int(max(1, min(FAISS_QUERIES, half / (4 * dim + 4 * FAISS_DOCUMENTS + 96 * n_candidates))))
-    width = int(max(1, half / (4 * dim)))
+    width = int(max(1, half / 2 / (4 * dim)))  # the last block is there while the next is made
     rounding = (dim + 2) * 2.0**-24 * _longest(corpus_vectors, width)  # of a float32 score of a query of length 1
     unsure = []
     for top in range(0, n_queries, height):

@@ -85,7 +85,7 @@ def prefix_info_nce(
         blocks["query_query"] = Block(queries, all_queries)
     if document_document:
         blocks["document_document"] = Block(documents, all_documents)
-    if others_negatives and all_negatives is not None:
+    if others_negatives and all_negatives is not None and all_negatives.shape[1]:
         blocks["others_negative"] = Block(queries, all_negatives.flatten(0, 1))
 
     ids = {"document_ids": document_ids, "negatives_mask": negatives_mask, "negative_ids": negative_ids}

@@ -44,8 +44,9 @@ def _words(value) -> str:
 
 
 def page(text: str, results: dict[str, dict]) -> str:
-    """The page with its tables from `results`, by name; KeyError names one that was not measured."""
-    return MARKED.sub(lambda m: m[1] + section(results[m[2]]) + m[3], text)
+    """The page with its tables from `results`, by name."""
+    tables = {name: section(result) for name, result in results.items()}
+    return MARKED.sub(lambda m: m[1] + tables.get(m[2], "Not measured yet.\n") + m[3], text)
 
 
 def write(check: bool = False) -> bool:

@@ -253,6 +253,43 @@ def test_parts_of_a_batch_have_its_vectors(embedder, name, side, monkeypatch):
     assert len(forward.split_rows(inputs, 1)) == len(expected)  # a row is never split
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_similar_length_are_the_cheapest_of_all(seed):
+    rng = np.random.default_rng(seed)
+    lengths, prefix, call = rng.integers(8, 60, 9).tolist(), 5, int(rng.integers(1, 40))
+
+    def cost(parts):
+        return sum(len(p) * (max(lengths[row] for row in p) - prefix) + prefix + call for p in parts)
+
+    order = sorted(range(9), key=lambda row: lengths[row])
+    ways = []
+    for cuts in range(2**8):  # a bit says whether the rows are cut there
+        ends = [i + 1 for i in range(8) if cuts >> i & 1]
+        ways.append([order[a:b] for a, b in zip([0, *ends], [*ends, 9], strict=True)])
+    parts = forward.even_parts(lengths, prefix, call)
+    assert sorted(row for part in parts for row in part) == list(range(9))
+    assert cost(parts) == min(map(cost, ways)) < cost([order])
+    assert forward.even_parts(lengths, prefix, call=10_000) == [sorted(range(9), key=lambda row: -lengths[row])]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_of_unlike_length_are_not_padded_to_the_longest(lora_embedder, side, monkeypatch):
+    words = "a red cat on the left of a green apple " * 20
+    items = ["a cat", {"image": Drawing(0, 200, 200)}, words, {"image": Drawing(1), "text": words}, "two", ""]
+    sizes, forward_last = [], forward.forward_last
+    monkeypatch.setattr(lora_embedder, "padding_side", side, raising=False)
+    monkeypatch.setattr(
+        forward, "forward_last", lambda m, x, v: sizes.append(x["input_ids"].shape) or forward_last(m, x, v)
+    )
+    inputs = lora_embedder.collate(items)
+    vectors = lora_embedder(inputs)
+    rows, width = inputs["input_ids"].shape
+    assert len(sizes) > 1 and sum(r * w for r, w in sizes) < 0.7 * rows * width
+    one_by_one = torch.cat([lora_embedder(lora_embedder.collate([item])) for item in items])
+    torch.testing.assert_close(vectors, one_by_one, rtol=1e-4, atol=1e-5)
+    assert vectors.requires_grad
+
+
 # --- the shared prefix --------------------------------------------------------------------------------------
 
 
