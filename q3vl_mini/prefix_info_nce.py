@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .losses import check_info_nce, info_nce_masks, without_padding
 
-ROWS_AT_ONCE = 128
+ROWS_AT_ONCE = 256
 
 
 def prefix_info_nce(
