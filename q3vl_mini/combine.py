@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from . import backbone, evaluate, merge
 from .compression import Quantizers
@@ -25,11 +26,45 @@ def vector_of(model: PeftModel) -> merge.Vector:
     Raises:
         ValueError: ranks or scalings by module, or anything but LoRA's pairs of A and B.
     """
+    return merge.task_vector(get_peft_model_state_dict(model), _scaling(model))
+
+
+def factors_of(model: PeftModel) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same, not multiplied out: {module: (A (r, in), scaling * B (out, r))}, float32.
+
+    Raises:
+        ValueError: ranks or scalings by module.
+    """
+    scaling, state = _scaling(model), get_peft_model_state_dict(model)
+    names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
+    pairs = {name: (state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]) for name in names}
+    return {
+        name.removeprefix(merge.PEFT_PREFIX): (a.detach().float(), scaling * b.detach().float())
+        for name, (a, b) in pairs.items()
+    }
+
+
+def _scaling(model: PeftModel) -> float:
     config = model.peft_config["default"]
     if config.rank_pattern or config.alpha_pattern:
         raise ValueError("the adapter has ranks or alphas by module; one scaling is expected: save it with one rank")
-    scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
-    return merge.task_vector(get_peft_model_state_dict(model), scaling)
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def side_by_side(base: nn.Module, adapters: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> PeftModel:
+    """The base with the sum of several adapters (factors_of) as one, of the sum of their ranks, in place.
+
+    [B0, B1] [A0; A1] = B0 A0 + B1 A1, so nothing is multiplied out or rounded.
+    """
+    state = {}
+    for name in adapters[0]:
+        pairs = [adapter[name] for adapter in adapters]
+        state[f"{merge.PEFT_PREFIX}{name}.lora_A.weight"] = torch.cat([a for a, _ in pairs])
+        state[f"{merge.PEFT_PREFIX}{name}.lora_B.weight"] = torch.cat([b for _, b in pairs], dim=1)
+    rank = sum(next(iter(adapter.values()))[0].shape[0] for adapter in adapters)
+    model = backbone.add_lora(base, rank, rank)
+    set_peft_model_state_dict(model, state)
+    return model
 
 
 def add_delta(base: nn.Module, delta: Mapping[str, Any], rank: int | None) -> tuple[PeftModel, merge.LowRank]:

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
+from torch.nn.utils import parametrize
 
 from . import backbone, combine, evaluate, merge
 from .checkpoint import claim, load_checkpoint, save_checkpoint
@@ -416,36 +418,59 @@ def position(job: Job, tuned: str) -> None:
     run, preset = job.run, job.run.preset
     if run.finished("merged"):
         return
-    base, model = run.model("raw"), run.model(tuned)
-    before = combine.vector_of(base.model) if isinstance(base.model, PeftModel) else {}  # a raw backbone has none
-    after = combine.vector_of(model.model)
-    change = merge.linear([after, before], [1, -1]) if before else after
+    model = run.model(tuned)
+    after, quantizers = combine.factors_of(model.model), model.backbone.quantizers
+    del model  # a large one need not be there twice
+    base = run.model("raw")
     config = replace(preset.stages["embedder"], batch_size=preset.stages["embedder"].batch_size // 2 or 1)
     options = run.objective(base)[0] | {"quantizers": None, "quantizer_weights": None}
     general = tasks.benchmark("validation", preset.merge.probe, preset.data.test_seed)
     probes = [[job.validation.select(range(min(preset.merge.probe, len(job.validation))))], general]
     streams = [batch_stream(probe, config, preset.merge.steps, preset.seed)(0) for probe in probes]
+    adapters = [after]
+    if isinstance(base.model, PeftModel):  # a raw backbone has no adapter to leave
+        adapters.insert(0, combine.factors_of(base.model))
+        base.model = base.model.unload()
+    base.model = combine.side_by_side(base.model, adapters).requires_grad_(False)
+    base.backbone.model = base.model
+    layers = [layer for name, layer in base.model.named_modules() if name.endswith("lora_B.default")]
+    place = Between([next(iter(factors.values()))[0].shape[0] for factors in adapters])
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", place)
 
     def loss_at(delta: merge.Vector) -> torch.Tensor:
-        with merge.apply_delta(base.model, delta):
-            losses = [
-                embedding_loss(lambda rows, i: base(base.collate(rows, i)), next(stream), config, **options)
-                for stream in streams
-            ]
+        place.lam = delta["lambda"]
+        losses = [
+            embedding_loss(lambda rows, i: base(base.collate(rows, i)), next(stream), config, **options)
+            for stream in streams
+        ]
         return sum(losses)
 
-    found = merge.self_position(
-        loss_at, [change], mu=preset.merge.mu, steps=preset.merge.steps, lr=preset.merge.lr
-    )
+    line = {"lambda": torch.ones(1)}  # the change, in units of itself
+    found = merge.self_position(loss_at, [line], mu=preset.merge.mu, steps=preset.merge.steps, lr=preset.merge.lr)
     lam = float(np.clip(found.lam, 0, 1))
-    parts, factors = ([before, change], [1, lam]) if before else ([change], [lam])
-    ranks = [m.model.peft_config["default"].r for m in (base, model) if isinstance(m.model, PeftModel)]
-    plain = base.model.unload() if isinstance(base.model, PeftModel) else base.model
-    base.model, adapter = combine.add_delta(plain, merge.linear(parts, factors), sum(ranks))
-    base.backbone.model = base.model
-    _save(run, "merged", base, model.backbone.quantizers, **{"lambda": lam})
-    facts = {"lambda": lam, "lambda_unclipped": found.lam, "adapter_error": adapter.error, "history": found.history}
+    place.lam = torch.full_like(line["lambda"], lam)
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight")
+    _save(run, "merged", base, quantizers, **{"lambda": lam})
+    facts = {"lambda": lam, "lambda_unclipped": found.lam, "history": found.history}
     write_json(run.folder / "merged" / "metrics.json", facts)
+
+
+class Between(nn.Module):
+    """What B of an adapter is at `lam`, where B holds base and fine-tuned side by side: [(1 - lam) B0, lam B1].
+
+    ranks: of B0 and B1, or of B1 alone. With A0 and A1 one below the other, B A is (1 - lam) B0 A0 + lam B1 A1, and no
+    matrix of a layer's size is made.
+    """
+
+    def __init__(self, ranks: Sequence[int]):
+        super().__init__()
+        self.lam, self.ranks = torch.ones(1), ranks
+
+    def forward(self, b: torch.Tensor) -> torch.Tensor:
+        weights = [1 - self.lam, self.lam][-len(self.ranks) :]
+        return b * torch.cat([w.to(b).expand(rank) for w, rank in zip(weights, self.ranks, strict=True)])
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------

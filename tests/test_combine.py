@@ -55,6 +55,15 @@ def test_the_vector_of_a_checkpoint_moves_the_base_to_its_model(saved, deltas, s
         np.testing.assert_allclose(vectors_at(small_checkpoint, delta), Embedder(folder).encode(ITEMS), atol=1e-5)
 
 
+def test_adapters_side_by_side_are_the_sum_of_their_vectors(saved, deltas, small_checkpoint):
+    factors = [combine.factors_of(backbone.load(folder).model) for folder in saved]
+    raw = Embedder(small_checkpoint, template="report")
+    raw.model = combine.side_by_side(raw.model, factors)
+    assert raw.model.peft_config["default"].r == 2 * RANK
+    expected = vectors_at(small_checkpoint, merge.linear(deltas, [1.0, 1.0]))
+    np.testing.assert_allclose(raw.encode(ITEMS), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
     [
