@@ -18,14 +18,16 @@ from .embedder import Embedder
 from .emoji_world import tasks
 from .entries import Store, check_identity
 from .export import export, push
-from .finetune import finetune
+from .finetune import finetune, finetune_preset
 from .index import Index
 from .items import Skipped, check_any, check_skipped, embed_items, embed_to_folder, read_items
-from .plan import GPUS, plan, plan_table
+from .plan import GPUS, plan, plan_finetune, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
+from .stages import media_budget
 from .stores import LanceStore
+from .survey import survey
 
 Options = argparse.Namespace
 
@@ -303,10 +305,20 @@ def export_model(options: Options) -> Outcome:
 
 
 def plan_stages(options: Options) -> Outcome:
+    if options.pairs:
+        return _plan_finetune(options)
     preset = load_preset(options.preset)
-    preset = replace(preset, backbone=options.backbone or preset.backbone)
+    preset = override(replace(preset, backbone=options.backbone or preset.backbone), options.set or [])
     checkpointing = options.checkpointing or preset.checkpointing
     plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, checkpointing)
+    return Outcome(plan_table(plans), [asdict(p) for p in plans])
+
+
+def _plan_finetune(options: Options) -> Outcome:
+    """Of fine-tuning on a person's pairs, which are read and split as finetune() would."""
+    preset = finetune_preset(options.backbone or load_preset("colab").backbone, changes=options.set or [])
+    found = survey(options.pairs, budget=media_budget(preset.data), seed=preset.seed, progress=not options.quiet)
+    plans = plan_finetune(found.splits["train"], preset, GPUS[options.gpu], options.epochs, options.utilisation)
     return Outcome(plan_table(plans), [asdict(p) for p in plans])
 
 

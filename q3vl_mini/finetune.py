@@ -26,6 +26,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from . import backbone, combine, evaluate, merge
 from .checkpoint import claim, load_checkpoint, save_checkpoint
@@ -34,6 +35,7 @@ from .config import Preset, StageConfig, load_config, override
 from .data import Teacher
 from .embedder import Embedder
 from .emoji_world import tasks
+from .forward import split_rows
 from .records import Quadruple
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
@@ -438,13 +440,14 @@ def position(job: Job, tuned: str) -> None:
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", place)
 
+    def encode(rows: Sequence[Any], instruction: str | None) -> torch.Tensor:
+        inputs = base.collate(rows, instruction)
+        parts = split_rows(inputs, config.chunk_tokens) if config.chunk_tokens else [inputs]
+        return torch.cat([checkpoint(base, part, use_reentrant=False) for part in parts])
+
     def loss_at(delta: merge.Vector) -> torch.Tensor:
         place.lam = delta["lambda"]
-        losses = [
-            embedding_loss(lambda rows, i: base(base.collate(rows, i)), next(stream), config, **options)
-            for stream in streams
-        ]
-        return sum(losses)
+        return sum(embedding_loss(encode, next(stream), config, **options) for stream in streams)
 
     line = {"lambda": torch.ones(1)}  # the change, in units of itself
     found = merge.self_position(loss_at, [line], mu=preset.merge.mu, steps=preset.merge.steps, lr=preset.merge.lr)

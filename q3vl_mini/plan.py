@@ -5,6 +5,7 @@ on it says how many bytes autograd keeps and how many operations it does. What i
 of the GPU's peak that training reaches (`utilisation`), and a margin for what fragments (`MARGIN`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from .backbone import add_lora, resolve
-from .config import Preset
+from .config import Preset, StageConfig
 from .data import Batch
 from .embedder import Embedder
 from .public_data.gather import stand_in
 from .public_data.sets import SETS
+from .records import Quadruple
 from .reranker import Reranker
 from .stages import batch_stream, media_budget, sub_dataset
 from .train import encode_documents, reranker_step
@@ -167,15 +169,21 @@ def stage_tokens(preset: Preset, stage: str, n_batches: int = 24, batch_size: in
     public sets, which are not downloaded. Text is cut by q3vl-tiny's tokenizer, whose vocabulary is small, so words
     take somewhat more tokens than with Qwen's; visual tokens of Emoji World are exact.
     """
-    config, data = preset.stages[stage], preset.data
-    kind = Reranker if stage == "reranker" else Embedder
-    reader = kind(
-        "q3vl-tiny", device="cpu", template=preset.template, max_length=data.max_length, budget=media_budget(data)
-    )
     quadruples = [
         stand_in(name, min(n, rows)) if name in SETS else sub_dataset(name, min(n, rows), preset.seed)
-        for name, n in config.tasks.items()
+        for name, n in preset.stages[stage].tasks.items()
     ]
+    return batch_tokens(quadruples, preset, stage, n_batches, batch_size)
+
+
+def batch_tokens(
+    quadruples: Sequence[Quadruple], preset: Preset, stage: str, n_batches: int = 24, batch_size: int = 8
+) -> Tokens:
+    """The same on batches of given sub-datasets."""
+    config, data = preset.stages[stage], preset.data
+    kind = Reranker if stage == "reranker" else Embedder
+    template = preset.template or None
+    reader = kind("q3vl-tiny", device="cpu", template=template, max_length=data.max_length, budget=media_budget(data))
     n_random = config.n_negatives + config.n_random
     small = replace(config, batch_size=batch_size, n_negatives=0, n_random=n_random)
     stream = batch_stream(quadruples, small, n_batches, preset.seed)(0)
@@ -207,12 +215,16 @@ def _collated(reader: Embedder | Reranker, batch: Batch) -> list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage needs on each GPU: GB by part, whether they fit, and the hours of the whole stage on all of them."""
+    """What a stage needs on each GPU: GB by part, whether they fit, and the hours of the whole stage on all of them.
+
+    at_once: so many tokens could be embedded at once; what chunk_tokens may be.
+    """
 
     stage: str
     tokens: Tokens
     memory_gb: dict[str, float]
     fits: bool
+    at_once: int
     hours: float
 
     @property
@@ -228,37 +240,83 @@ def plan(
     Every process holds the whole model, and embeds its share of a batch. With the gradient cache (chunk_tokens) at
     most so many tokens are kept, and their forward is done twice; with activation checkpointing once more.
     """
-    model = meta_model(model_config(preset.backbone), preset.lora_rank)
-    dtype = getattr(torch, preset.dtype or "float16")
-    costs, counts = measure_costs(model, dtype), count_parameters(model)
-    plans = []
-    for stage, config in preset.stages.items():
-        tokens = stage_tokens(preset, stage)
+    needs = Needs.of(preset)
+    return [
+        needs.stage(name, config, stage_tokens(preset, name), gpu, n_gpus, utilisation, checkpointing)
+        for name, config in preset.stages.items()
+    ]
+
+
+def plan_finetune(
+    train: Quadruple, preset: Preset, gpu: Gpu, epochs: float, utilisation: float = 0.35
+) -> list[StagePlan]:
+    """What finetune() needs to train the embedder on `train` on one GPU, in four ways.
+
+    The batch embedded whole; with the gradient cache (the preset's chunk_tokens); with activation checkpointing; with
+    both. The steps are those of the epochs. Measuring and positioning keep less: they hold one model, and what autograd
+    keeps is of chunk_tokens at most.
+    """
+    config = preset.stages["embedder"]
+    config = replace(config, steps=math.ceil(epochs * len(train) / (config.batch_size * config.accumulate)))
+    tokens, needs = batch_tokens([train], preset, "embedder"), Needs.of(preset)
+    whole = replace(config, chunk_tokens=0)
+    ways = {"batch whole": (whole, False), "gradient cache": (config, False)}
+    ways |= {"checkpointing": (whole, True), "both": (config, True)}
+    return [needs.stage(name, c, tokens, gpu, 1, utilisation, again) for name, (c, again) in ways.items()]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A preset's model as numbers: what a token costs, how many parameters of each part, bytes of a frozen one."""
+
+    costs: Costs
+    counts: dict[str, int]
+    itemsize: int
+
+    @classmethod
+    def of(cls, preset: Preset) -> "Needs":
+        model = meta_model(model_config(preset.backbone), preset.lora_rank)
+        dtype = getattr(torch, preset.dtype or "float16")
+        return cls(measure_costs(model, dtype), count_parameters(model), dtype.itemsize)
+
+    def stage(
+        self,
+        name: str,
+        config: StageConfig,
+        tokens: Tokens,
+        gpu: Gpu,
+        n_gpus: int,
+        utilisation: float,
+        checkpointing: bool,
+    ) -> StagePlan:
+        """A stage's memory on one GPU and hours on all; see `plan`."""
         share = tokens.step / n_gpus
         chunked = 0 < config.chunk_tokens < share
         kept = max(config.chunk_tokens, tokens.longest) if chunked else share
+        each = self.costs.checkpointed if checkpointing else self.costs.bytes_per_token
         memory = {
-            "weights": (counts["vision"] + counts["language"]) * dtype.itemsize / GB,
-            "adapter and optimiser": counts["lora"] * ADAM / GB,
-            "activations": kept * (costs.checkpointed if checkpointing else costs.bytes_per_token) / GB,
+            "weights": (self.counts["vision"] + self.counts["language"]) * self.itemsize / GB,
+            "adapter and optimiser": self.counts["lora"] * ADAM / GB,
         }
+        at_once = max(0, int((gpu.memory_gb / MARGIN - sum(memory.values())) * GB / each))
+        memory["activations"] = kept * each / GB
         memory["margin"] = (MARGIN - 1) * sum(memory.values())
         passes = 1 + (chunked + checkpointing) / 2  # weights are frozen: a backward costs as much as a forward
-        flops = costs.flops(tokens.step, tokens.row) * passes + tokens.visual * costs.vision
+        flops = self.costs.flops(tokens.step, tokens.row) * passes + tokens.visual * self.costs.vision
         flops *= config.steps * config.accumulate
         hours = flops / (n_gpus * gpu.tflops * 1e12 * utilisation) / 3600
-        plans.append(StagePlan(stage, tokens, memory, sum(memory.values()) <= gpu.memory_gb, hours))
-    return plans
+        return StagePlan(name, tokens, memory, sum(memory.values()) <= gpu.memory_gb, at_once, hours)
 
 
 def plan_table(plans: Sequence[StagePlan]) -> str:
     """The plans as a Markdown table."""
     parts = list(plans[0].memory_gb)
-    head = ["stage", "tokens a step", "visual", *(f"{part}, GB" for part in parts), "in all, GB", "fits", "hours"]
+    head = ["stage", "tokens a step", "visual", *(f"{part}, GB" for part in parts), "in all, GB", "fits"]
+    head += ["tokens at once", "hours"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for p in plans:
         row = [p.stage, f"{p.tokens.step:,.0f}", f"{p.tokens.visual:,.0f}"]
         row += [f"{p.memory_gb[part]:.1f}" for part in parts]
-        row += [f"{p.total_gb:.1f}", "yes" if p.fits else "no", f"{p.hours:.1f}"]
+        row += [f"{p.total_gb:.1f}", "yes" if p.fits else "no", f"at most {p.at_once:,}", f"{p.hours:.1f}"]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)

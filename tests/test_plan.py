@@ -1,5 +1,6 @@
 """What a run will need: counted on shapes alone, and held against real tensors and hand-made formulas."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from q3vl_mini.cli import main
 from q3vl_mini.config import load_preset
 from q3vl_mini.plan import (
     GPUS,
+    MARGIN,
     count_parameters,
     measure_costs,
     meta_model,
@@ -99,6 +101,30 @@ def test_the_command_prints_a_table_of_the_stages(capsys):
     main(["plan", "--preset", "colab", "--gpu", "T4", "--backbone", "q3vl-tiny"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].startswith("| stage | tokens a step |") and len(lines) == 2 + len(load_preset("colab").stages)
+
+
+def test_fine_tuning_is_planned_in_four_ways_on_the_pairs_at_hand(tmp_path, capsys):
+    rows = [{"query": f"word {i}", "positive": " ".join([f"a longer text {i}"] * 5)} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["plan", "--pairs", str(tmp_path / "pairs.jsonl"), "--backbone", "q3vl-tiny", "--gpu", "T4", "--json"]
+    command += ["--quiet", "--set", "stages.embedder.chunk_tokens=500"]
+    assert main(command) == 0
+    whole, cached, checkpointed, both = json.loads(capsys.readouterr().out)
+    assert [p["stage"] for p in (whole, cached, checkpointed, both)][1:3] == ["gradient cache", "checkpointing"]
+
+    def kept(plan):
+        return plan["memory_gb"]["activations"]
+
+    tokens = whole["tokens"]["step"]
+    assert kept(cached) == pytest.approx(kept(whole) * 500 / tokens) and kept(both) < kept(checkpointed) < kept(whole)
+    assert whole["hours"] < checkpointed["hours"] == cached["hours"] < both["hours"]
+    # as many tokens at once as it says fill the GPU, margin included
+    fixed = sum(whole["memory_gb"][part] for part in ("weights", "adapter and optimiser"))
+    filled = MARGIN * (fixed + whole["at_once"] * kept(whole) / tokens)
+    assert filled == pytest.approx(GPUS["T4"].memory_gb, rel=1e-4)
+    # twice the epochs, twice the hours
+    assert main([*command, "--epochs", "16"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["hours"] == pytest.approx(2 * whole["hours"], rel=0.3)
 
 
 def test_public_sets_are_counted_by_blanks_of_their_size():
