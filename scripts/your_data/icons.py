@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import resvg_py
-from packages import fetch
+from packages import fetch, state_source
 from PIL import Image
 
 PACKAGE = ("npm", "@iconify-json/tabler", "1.2.41", "3bf99af156d28d05568aff524a35ed1ba238df640a7835a5e02e1f8e439685f6")
@@ -69,6 +69,7 @@ def main() -> None:
     for name, side in split_names(names, SHARES).items():
         draw(icons["icons"][name]["body"], icons["height"], options.pixels).save(options.out / f"{name}.png")
         rows.append({"file_name": f"{name}.png", "query": name.replace("-", " "), "split": side})
+    state_source(options.out, *PACKAGE[:3], "github.com/tabler/tabler-icons", "MIT")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (options.out / "metadata.jsonl").write_text(lines, encoding="utf-8")
     print(f"{options.out}: {dict(Counter(row['split'] for row in rows))}")

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from packages import fetch
+from packages import fetch, state_source
 
 from q3vl_mini.pages import open_pdf
 
@@ -52,6 +52,7 @@ def main() -> None:
             shutil.copy(manuals / f"{name}.pdf", options.out)
             entries = contents(options.out / f"{name}.pdf")
             rows += [{"query": title, "positive": f"{name}.pdf#page={page}"} for title, page in entries]
+    state_source(options.out, *PACKAGE[:3], "cran.r-project.org/manuals.html", "GPL-2 or later")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (options.out / "pairs.jsonl").write_text(lines, encoding="utf-8")
     pages = {row["positive"] for row in rows}

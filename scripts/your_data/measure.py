@@ -3,15 +3,24 @@
     python scripts/your_data/measure.py runs/your_data/icons --model s3 --folder runs/icons --budget 10m \\
         --results results/your_data/icons.json [--set stages.embedder.lr=5e-4]
 
-The data set is what one of the builders beside this file wrote.
+The data set is what one of the builders beside this file wrote. The results are the verdict, the baselines, the
+survey's counts, the settings that were chosen (lambda, the looks at the validation split), the source of the data, this
+command, and what it ran on.
 """
 
 import argparse
+import json
+import os
+import platform
+import sys
 from pathlib import Path
+
+import torch
 
 from q3vl_mini.baselines import Bm25, Pictures, ThroughTraining, colour_histogram, pixels, score_with
 from q3vl_mini.evaluate import DatasetResult
 from q3vl_mini.finetune import finetune
+from q3vl_mini.machine import fast_cpu_dtype
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import write_json
 
@@ -32,6 +41,12 @@ def plain(train: Quadruple, test: Quadruple) -> dict[str, DatasetResult]:
     return results
 
 
+def table_of(folder: Path) -> Path:
+    """What finetune() takes of a builder's folder: its table, or the folder if the pictures have a metadata.jsonl."""
+    [table] = [folder / name for name in SOURCES if (folder / name).is_file()]
+    return folder if table.name == "metadata.jsonl" else table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -41,14 +56,24 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    [table] = [options.data / name for name in SOURCES if (options.data / name).is_file()]
-    data = options.data if table.name == "metadata.jsonl" else table
-    made = finetune(data, options.model, options.folder, budget=options.budget, changes=options.set)
+    made = finetune(table_of(options.data), options.model, options.folder, budget=options.budget, changes=options.set)
     baselines = {
         name: {"score": result.score, "ci": list(result.ci), "metric": result.metric}
         for name, result in plain(made.splits["train"], made.splits["test"]).items()
     }
-    write_json(options.results, made.verdict | {"baselines": baselines, "budget": options.budget}, indent=1)
+    folder = options.folder
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "source": json.loads((options.data / "source.json").read_text()),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        | {"threads": torch.get_num_threads(), "bfloat16": fast_cpu_dtype() is torch.bfloat16},
+        "survey": {name: x for name, x in json.loads((folder / "survey.json").read_text()).items() if name != "faults"},
+        "dropped": len(json.loads((folder / "mined.json").read_text())["dropped"]),
+        "lambda": json.loads((folder / "merged" / "metrics.json").read_text())["lambda"],
+        "training": json.loads((folder / "embedder" / "metrics.json").read_text()),
+        "baselines": baselines,
+    }
+    write_json(options.results, made.verdict | facts, indent=1)
     for name, result in baselines.items():
         print(f"{name}: {result['metric']} {result['score']:.3f} {result['ci'][0]:.3f} to {result['ci'][1]:.3f}")
 

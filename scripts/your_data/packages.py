@@ -1,6 +1,7 @@
 """Fetch one package of a pinned version from npm, PyPI or Debian, and check that it is the one that was meant."""
 
 import hashlib
+import json
 import subprocess
 import tarfile
 import zipfile
@@ -11,6 +12,12 @@ COMMANDS = {
     "pypi": ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "{name}=={version}"],
     "debian": ["apt-get", "download", "{name}={version}"],
 }
+
+
+def state_source(folder: Path, source: str, name: str, version: str, address: str, licence: str) -> None:
+    """Write source.json beside the data: the package, where it comes from, and its licence."""
+    facts = {"package": f"{source}: {name} {version}", "address": address, "licence": licence}
+    (folder / "source.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def fetch(source: str, name: str, version: str, sha256: str, folder: Path, file: Path | None = None) -> Path:

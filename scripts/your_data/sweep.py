@@ -1,40 +1,67 @@
 """One setting of the fine-tuning changed at a time, on given data sets: what the defaults are chosen by.
 
     python scripts/your_data/sweep.py runs/your_data/icons runs/your_data/translations/pairs.csv --model s3 \\
-        --folder runs/sweep --results results/your_data/sweep.jsonl [--steps 200]
+        --folder runs/sweep --results results/your_data/sweep.json [--rows 480] [--epochs 1]
 
-A line a run: the data, the change, the best score on the validation split, and the score there before. The test split
-is not looked at. A run whose line is there is not made again.
+For each data set and setting: the score on the validation split (MRR@10) before and at each look. Every run sees as
+many queries, so a batch of half the size has twice the steps; only where the epochs are changed do the queries change.
+The test split is not looked at. A run that is in the results is not made again.
 """
 
 import argparse
 import json
+import random
 import time
 from pathlib import Path
+from typing import Any
 
 from q3vl_mini.finetune import Budget, Job, finetune_preset, mine, train_embedder
+from q3vl_mini.records import Quadruple
+from q3vl_mini.report import write_json
 from q3vl_mini.stages import Run
 from q3vl_mini.survey import survey
 
 GRID = {
-    "temperature": (0.02, 0.03, 0.05, 0.1),
-    "lr": (2e-4, 5e-4, 1e-3, 2e-3),
-    "batch_size": (16, 32, 64, 128),
-    "n_negatives": (0, 1, 2, 4),
+    "temperature": (0.01, 0.03, 0.1),
+    "lr": (3e-4, 1e-3, 3e-3),
+    "batch_size": (16, 32, 64),
+    "n_negatives": (0, 1, 2),
+    "epochs": (0.5, 1.0, 2.0),
 }
+LOOKS = 2  # at the validation split, within a training
 
 
-def best_of(data: str, model: str, folder: Path, changes: list[str], steps: int | None, epochs: float) -> dict:
-    """Train the embedder once with a setting: the looks at the validation split, and the seconds."""
-    run = Run(finetune_preset(model, changes=changes), folder, progress=False, tracker="none")
-    base, began = run.model("raw"), time.monotonic()
-    splits = survey(data, media=folder / "media", budget=run.budget, seed=run.preset.seed, progress=False).splits
-    train = mine(run, base, splits["train"])
-    job = Job(run, train, splits["validation"], Budget(steps=steps), epochs, 8, 3, 1, began, 0.0)
-    train_embedder(job)
-    metrics = run.metrics("embedder")
-    best, seconds = metrics["best"], round(time.monotonic() - began, 1)
-    return {"before": metrics["checks"][0]["score"], "best": best["score"], "step": best["step"], "seconds": seconds}
+def settings(usual: dict[str, float]) -> list[dict[str, float]]:
+    """The usual setting, and those that differ from it in one value."""
+    return [usual] + [usual | {name: x} for name, values in GRID.items() for x in values if x != usual[name]]
+
+
+class Sweep:
+    """A data set that is surveyed and mined once, and a training for each setting."""
+
+    def __init__(self, data: str, model: str, folder: Path, rows: int, validation_rows: int):
+        self.model, self.folder = model, folder
+        self.first = Run(finetune_preset(model), folder / "mining", progress=False, tracker="none")
+        splits = survey(data, media=folder / "media", seed=self.first.preset.seed, progress=False).splits
+        self.train = mine(self.first, self.first.model("raw"), drawn(splits["train"], rows))
+        self.validation = drawn(splits["validation"], validation_rows)
+
+    def score(self, setting: dict[str, float]) -> dict[str, Any]:
+        """Train with a setting: the validation split's score before, at each look, the best of them, the seconds."""
+        changes = [f"stages.embedder.{name}={x}" for name, x in setting.items() if name != "epochs"]
+        name = "-".join(f"{name}={x:g}" for name, x in setting.items())
+        run = Run(finetune_preset(self.model, changes=changes), self.folder / name, progress=False, tracker="none")
+        run.store, began = self.first.store, time.monotonic()  # the vision tower is frozen: features are made once
+        job = Job(run, self.train, self.validation, Budget(), setting["epochs"], LOOKS, LOOKS, 1, began, 0.0)
+        train_embedder(job)
+        before, *looks = run.metrics("embedder")["checks"]
+        best = max(look["score"] for look in looks)
+        return {"before": before["score"], "looks": looks, "best": best, "seconds": round(time.monotonic() - began)}
+
+
+def drawn(quadruple: Quadruple, rows: int) -> Quadruple:
+    """At most `rows` of the queries, the same ones each time, and the whole corpus."""
+    return quadruple.select(sorted(random.Random(0).sample(range(len(quadruple)), min(rows, len(quadruple)))))
 
 
 def main() -> None:
@@ -43,27 +70,27 @@ def main() -> None:
     parser.add_argument("--model", default="s3")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="of every run (default: what the epochs take)")
-    parser.add_argument("--epochs", type=float, nargs="+", default=[8.0], help="also a setting: the first is the usual")
+    parser.add_argument("--rows", type=int, default=480, help="training queries (default 480)")
+    parser.add_argument("--validation-rows", type=int, default=100, help="validation queries (default 100)")
+    parser.add_argument("--epochs", type=float, default=1.0, help="of every run (default 1)")
     options = parser.parse_args()
-    done = set()
+    about = {"model": options.model, "rows": options.rows, "validation_rows": options.validation_rows}
+    found = {"about": about, "runs": []}
     if options.results.is_file():
-        lines = map(json.loads, options.results.read_text().splitlines())
-        done = {(line["data"], line["change"]) for line in lines}
-    settings = [("as it is", [], options.epochs[0])]
-    settings += [(f"epochs={e:g}", [], e) for e in options.epochs[1:]]
-    for name, values in GRID.items():
-        settings += [(f"{name}={x:g}", [f"stages.embedder.{name}={x}"], options.epochs[0]) for x in values]
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(options.data):
-        for change, changes, epochs in settings:
-            if (Path(data).name, change) in done:
-                continue
-            folder = options.folder / f"{number}-{change.replace(' ', '-')}"
-            row = best_of(data, options.model, folder, changes, options.steps, epochs)
-            with open(options.results, "a") as file:
-                file.write(json.dumps({"data": Path(data).name, "change": change, **row}) + "\n")
-            print(Path(data).name, change, row, flush=True)
+        found = json.loads(options.results.read_text())
+    stage = finetune_preset(options.model).stages["embedder"]
+    usual = {name: getattr(stage, name, options.epochs) for name in GRID}
+    for data in options.data:
+        name = Path(data).stem if Path(data).is_dir() else Path(data).parent.name
+        done = [run["setting"] for run in found["runs"] if run["data"] == name]
+        left = [setting for setting in settings(usual) if setting not in done]
+        if left:
+            sweep = Sweep(data, options.model, options.folder / name, options.rows, options.validation_rows)
+        for setting in left:
+            run = {"data": name, "setting": setting, **sweep.score(setting)}
+            found["runs"].append(run)
+            write_json(options.results, found, indent=1)
+            print(name, setting, run["before"], run["best"], run["seconds"], flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""Write what results/your_data/*.json say into docs/your-data.md, between its markers.
+
+    python scripts/your_data/write_page.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
+SETS = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
+
+
+def results(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def percent(score: float, ci: tuple[float, float]) -> str:
+    return f"{100 * score:.1f} [{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
+
+
+def points(d: dict) -> str:
+    return f"**{d['word']}** {100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
+
+
+def verdicts() -> str:
+    """Scores of every model and baseline on each set, the verdicts, what was forgotten, and how it was run."""
+    lines = ["| held-out queries | " + " | ".join(SETS.values()) + " |", "|---|" + "---|" * len(SETS)]
+    found = {name: results(name) for name in SETS}
+    tests = {name: found[name]["survey"]["splits"]["test"] for name in SETS}
+    rows = {"queries, documents": [f"{t['queries']}, {t['documents']}" for t in tests.values()]}
+    for model in ("base", "merged", "fine-tuned"):
+        scores = [f["own"]["models"][model]["mean"] for f in found.values()]
+        rows[f"{model}"] = [percent(s["score"], s["ci"]) for s in scores]
+    best = [max(f["baselines"].items(), key=lambda item: item[1]["score"]) for f in found.values()]
+    rows["the best without a model"] = [f"{name}: {percent(b['score'], b['ci'])}" for name, b in best]
+    for model in ("merged", "fine-tuned"):
+        rows[f"{model} against base"] = [points(f["own"]["differences"][model]) for f in found.values()]
+        lost = [f["general"]["forgotten"][model]["relative_loss"] for f in found.values()]
+        rows[f"{model}: MMEB-mini's mean, relative"] = [f"{-100 * x:+.1f} %" for x in lost]
+    rows["lambda"] = [f"{f['lambda']:.2f}" for f in found.values()]
+    rows["recommended"] = [f["ship"] for f in found.values()]
+    rows["steps"] = [str(f["training"]["plan"]["steps"]) for f in found.values()]
+    rows["minutes in all"] = [f"{f['seconds'] / 60:.0f}" for f in found.values()]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    machine = results("icons")["machine"]
+    speed = "with" if machine["bfloat16"] else "without"
+    cores = f"{machine['threads']} of {machine['cores']} cores {speed} fast bfloat16"
+    commands = [found[name]["command"] for name in SETS]
+    return "\n".join([*lines, "", f"On {cores}, which other work shared:", "", "```", *commands, "```"]) + "\n"
+
+
+def sweep() -> str:
+    """The gain on the validation split of every setting, one changed at a time."""
+    runs = results("sweep")["runs"]
+    usual, names = runs[0]["setting"], list(dict.fromkeys(run["data"] for run in runs))
+    lines = ["| setting | value | " + " | ".join(map(SETS.get, names)) + " |", "|---|---|" + "---|" * len(names)]
+
+    def gain(name: str, setting: dict) -> str:
+        [run] = [run for run in runs if run["data"] == name and run["setting"] == setting]
+        return f"{100 * (run['best'] - run['before']):+.1f}"
+
+    lines.append("| all as usual | | " + " | ".join(gain(name, usual) for name in names) + " |")
+    for factor in usual:
+        values = sorted({run["setting"][factor] for run in runs} - {usual[factor]})
+        for value in values:
+            gains = " | ".join(gain(name, usual | {factor: value}) for name in names)
+            lines.append(f"| {factor}, not {usual[factor]:g} | {value:g} | {gains} |")
+    about = results("sweep")["about"]
+    queries = f"{about['rows']} training and {about['validation_rows']} validation queries"
+    return "\n".join([*lines, "", f"Gain in MRR@10, in points; {queries}."]) + "\n"
+
+
+def filled(page: str) -> str:
+    """The page with its marked parts made anew."""
+    for name, part in (("verdicts", verdicts()), ("sweep", sweep())):
+        marked = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        page = marked.sub(lambda m, part=part: m[1] + part + m[2], page)
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
