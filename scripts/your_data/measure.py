@@ -21,16 +21,29 @@ from q3vl_mini.baselines import Bm25, Pictures, ThroughTraining, colour_histogra
 from q3vl_mini.evaluate import DatasetResult
 from q3vl_mini.finetune import finetune
 from q3vl_mini.machine import fast_cpu_dtype
+from q3vl_mini.pages import PdfPage, open_pdf
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import write_json
 
 SOURCES = ("metadata.jsonl", "pairs.jsonl", "pairs.csv")
 
 
+def text_of(page: PdfPage) -> str:
+    """The words that the PDF file has for a page, which a model has to read off the picture."""
+    with open_pdf(page.path) as document:
+        return document[page.number - 1].get_textpage().get_text_range()
+
+
 def plain(train: Quadruple, test: Quadruple) -> dict[str, DatasetResult]:
-    """The baselines that can be asked these queries: BM25 for texts, pictures compared directly or through training."""
+    """The baselines that can be asked these queries: BM25 for texts, pictures compared directly or through training.
+
+    BM25 also reads the words of PDF pages, though the model is not given them.
+    """
     results = {}
     query, document = test.queries[0], test.corpus[0]
+    if isinstance(document.get("image"), PdfPage):
+        pages = [{"text": text_of(page["image"])} for page in test.corpus]
+        results["BM25 on the file's own words"] = score_with(Bm25(pages), test)
     if "text" in query and "text" in document:
         results["BM25"] = score_with(Bm25(test.corpus), test)
     if "image" in document:
@@ -53,10 +66,12 @@ def main() -> None:
     parser.add_argument("--model", default="s3")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--budget")
+    parser.add_argument("--looks", type=int, default=8, help="at the validation split (default 8)")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    made = finetune(table_of(options.data), options.model, options.folder, budget=options.budget, changes=options.set)
+    spent = {"budget": options.budget, "looks": options.looks}
+    made = finetune(table_of(options.data), options.model, options.folder, **spent, changes=options.set)
     baselines = {
         name: {"score": result.score, "ci": list(result.ci), "metric": result.metric}
         for name, result in plain(made.splits["train"], made.splits["test"]).items()

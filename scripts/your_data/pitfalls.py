@@ -4,10 +4,12 @@
         --results results/your_data/pitfalls.json
 
 On the run's own test split: the verdict had there been fewer queries; the score with another instruction; with fewer
-dimensions and smaller codes than were trained. And what a split by row, not by document, would have leaked.
+dimensions and smaller codes than were trained. And what a split by row, not by document, would have leaked. What the
+results have of other sets stays.
 """
 
 import argparse
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -81,17 +83,14 @@ def main() -> None:
     results = {name: evaluate_embedder(model, [test])[test.task] for name, model in (("base", base), ("merged", tuned))}
     values = {name: column.datasets[0].values for name, column in results.items()}
     other = evaluate_embedder(tuned, [replace(test, instruction=OTHER)])[test.task]
-    write_json(
-        options.results,
-        {
-            "data": options.data.name,
-            "fewer queries": fewer_queries(values["merged"], values["base"]),
-            "instruction": {"its own": results["merged"].score, OTHER: other.score},
-            "smaller vectors": smaller(tuned, test),
-            "leaked": leaked(splits),
-        },
-        indent=1,
-    )
+    found = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    found[options.data.name] = {
+        "fewer queries": fewer_queries(values["merged"], values["base"]),
+        "instruction": {"its own": results["merged"].score, OTHER: other.score},
+        "smaller vectors": smaller(tuned, test),
+        "leaked": leaked(splits),
+    }
+    write_json(options.results, found, indent=1)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def sweep() -> str:
 
     def gain(name: str, setting: dict) -> str:
         [run] = [run for run in runs if run["data"] == name and run["setting"] == setting]
-        return f"{100 * (run['best'] - run['before']):+.1f}"
+        return f"{100 * (run['after'] - run['before']):+.1f}"
 
     lines.append("| all as usual | | " + " | ".join(gain(name, usual) for name in names) + " |")
     for factor in usual:
@@ -72,11 +72,43 @@ def sweep() -> str:
     return "\n".join([*lines, "", f"Gain in MRR@10, in points; {queries}."]) + "\n"
 
 
+def pitfalls() -> str:
+    """What was measured of the ways in which it goes wrong."""
+    found, lines = results("pitfalls"), []
+    for name, one in found.items():
+        lines.append(f"On the {SETS[name]}, the merged model:")
+        told = [f"with {d['queries']}, {points(d)}" for d in one["fewer queries"]]
+        lines.append(f"- Fewer test queries, against base: {'; '.join(told)}.")
+        told = [f"{said}: {100 * score:.1f}" for said, score in one["instruction"].items()]
+        lines.append(f"- Instruction at search time: {'; '.join(told)}.")
+        told = [f"{said}: {100 * score:.1f}" for said, score in one["smaller vectors"].items()]
+        lines.append(f"- Prefixes and codes (without `qat`): {'; '.join(told)}.")
+        told = [f"split {said}: {100 * share:.0f} %" for said, share in one["leaked"].items()]
+        lines += [f"- Test queries whose document, or one nearly like it, is in training: {'; '.join(told)}.", ""]
+    for name in SETS:
+        one = results(name)
+        faults = ", ".join(f"{n} x {kind}" for kind, n in one["survey"]["faults_by_kind"].items()) or "nothing"
+        lines.append(f"- The survey of the {SETS[name]} found {faults}; mining dropped {one['dropped']} queries.")
+    return "\n".join(lines) + "\n"
+
+
+def plan() -> str:
+    """What fine-tuning a 2B model needs on a GPU of 16 GB."""
+    lines = ["| set | way | tokens a step | GB | fits | tokens at once, at most | hours |", "|" + "---|" * 7]
+    for name, ways in results("plan").items():
+        for way in ways:
+            cells = [SETS[name], way["stage"], f"{way['tokens']['step']:,.0f}", f"{sum(way['memory_gb'].values()):.1f}"]
+            cells += ["yes" if way["fits"] else "no", f"{way['at_once']:,}", f"{way['hours']:.1f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def filled(page: str) -> str:
     """The page with its marked parts made anew."""
-    for name, part in (("verdicts", verdicts()), ("sweep", sweep())):
-        marked = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        page = marked.sub(lambda m, part=part: m[1] + part + m[2], page)
+    for part in (verdicts, sweep, pitfalls, plan):
+        marked = re.compile(rf"(<!-- {part.__name__}:begin -->\n).*?(<!-- {part.__name__}:end -->)", re.DOTALL)
+        text = part()
+        page = marked.sub(lambda m, text=text: m[1] + text + m[2], page)
     return page
 
 
