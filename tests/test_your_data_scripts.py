@@ -34,7 +34,7 @@ def script(monkeypatch):
     """Imports a script of the folder by name."""
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module
-    for name in ("packages", "icons", "manual_pages", "translations", "measure"):
+    for name in [path.stem for path in FOLDER.glob("*.py")]:
         sys.modules.pop(name, None)
 
 
@@ -97,3 +97,29 @@ def test_only_baselines_that_can_be_asked_are_measured(script):
     assert list(plain(side(pictures, pictures), side(pictures, pictures))) == ["colour histogram", "pixels"]
     through = plain(side(texts, pictures), side(texts, pictures))
     assert through["BM25 to training queries, then colour histogram"].score == 1 and len(through) == 2
+
+
+def test_the_page_says_what_was_measured(script):
+    page = (FOLDER.parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
+    assert page.count(":begin -->") == page.count(":end -->") == 4
+    assert script("write_page").filled(page) == page, "run scripts/your_data/write_page.py"
+
+
+def test_the_sweep_changes_one_setting_at_a_time(script):
+    sweep = script("sweep")
+    usual = {name: values[1] for name, values in sweep.GRID.items()}
+    found = sweep.settings(usual)
+    changed = [{name for name in usual if setting[name] != usual[name]} for setting in found]
+    assert changed[0] == set() and all(len(names) == 1 for names in changed[1:])
+    assert len(found) == 1 + sum(len(values) - 1 for values in sweep.GRID.values())
+
+
+def test_a_split_by_row_leaks_the_documents_of_several_queries(script):
+    def side(numbers):
+        queries = [{"text": f"{i} {way}"} for i in numbers for way in "abc"]
+        return Quadruple("own", "text_ret", "Find.", queries, [{"text": f"document {i}"} for i in numbers],
+                         [Relevance((i // 3,)) for i in range(len(queries))])  # fmt: skip
+
+    found = script("pitfalls").leaked({"train": side(range(30)), "validation": side(range(30, 34)),
+                                       "test": side(range(34, 44))})  # fmt: skip
+    assert found["by document"] == 0 and found["by row"] > 0.7  # 1 - P(both others are elsewhere), about 0.9

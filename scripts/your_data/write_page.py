@@ -95,8 +95,9 @@ def pitfalls() -> str:
 def plan() -> str:
     """What fine-tuning a 2B model needs on a GPU of 16 GB."""
     lines = ["| set | way | tokens a step | GB | fits | tokens at once, at most | hours |", "|" + "---|" * 7]
-    for name, ways in results("plan").items():
-        for way in ways:
+    for file in sorted(RESULTS.glob("plan_*.json")):
+        name = file.stem.removeprefix("plan_")
+        for way in results(file.stem):
             cells = [SETS[name], way["stage"], f"{way['tokens']['step']:,.0f}", f"{sum(way['memory_gb'].values()):.1f}"]
             cells += ["yes" if way["fits"] else "no", f"{way['at_once']:,}", f"{way['hours']:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
@@ -112,5 +113,9 @@ def filled(page: str) -> str:
     return page
 
 
-if __name__ == "__main__":
+def main() -> None:
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
