@@ -181,6 +181,8 @@ def finetune(
     say(found)
     test, sizes = found.splits["test"], run.preset.data
     benchmark = tasks.benchmark("test", sizes.test_rows, sizes.test_seed)
+    if sizes.test_documents:
+        benchmark = [quadruple.thin(sizes.test_documents) for quadruple in benchmark]
     own, general = {}, {}
 
     def measure(name: str, embedder: Embedder) -> None:
@@ -429,20 +431,13 @@ def position(job: Job, tuned: str) -> None:
     general = tasks.benchmark("validation", preset.merge.probe, preset.data.test_seed)
     probes = [[job.validation.select(range(min(preset.merge.probe, len(job.validation))))], general]
     streams = [batch_stream(probe, config, preset.merge.steps, preset.seed)(0) for probe in probes]
-    adapters = [after]
-    if isinstance(base.model, PeftModel):  # a raw backbone has no adapter to leave
-        adapters.insert(0, combine.factors_of(base.model))
-        base.model = base.model.unload()
-    base.model = combine.side_by_side(base.model, adapters).requires_grad_(False)
-    base.backbone.model = base.model
-    layers = [layer for name, layer in base.model.named_modules() if name.endswith("lora_B.default")]
-    place = Between([next(iter(factors.values()))[0].shape[0] for factors in adapters])
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", place)
+    place = Between(base, after)
 
     def encode(rows: Sequence[Any], instruction: str | None) -> torch.Tensor:
         inputs = base.collate(rows, instruction)
         parts = split_rows(inputs, config.chunk_tokens) if config.chunk_tokens else [inputs]
+        if len(parts) == 1:
+            return base(inputs)
         return torch.cat([checkpoint(base, part, use_reentrant=False) for part in parts])
 
     def loss_at(delta: merge.Vector) -> torch.Tensor:
@@ -452,28 +447,41 @@ def position(job: Job, tuned: str) -> None:
     line = {"lambda": torch.ones(1)}  # the change, in units of itself
     found = merge.self_position(loss_at, [line], mu=preset.merge.mu, steps=preset.merge.steps, lr=preset.merge.lr)
     lam = float(np.clip(found.lam, 0, 1))
-    place.lam = torch.full_like(line["lambda"], lam)
-    for layer in layers:
-        parametrize.remove_parametrizations(layer, "weight")
+    place.settle(lam)
     _save(run, "merged", base, quantizers, **{"lambda": lam})
     facts = {"lambda": lam, "lambda_unclipped": found.lam, "history": found.history}
     write_json(run.folder / "merged" / "metrics.json", facts)
 
 
 class Between(nn.Module):
-    """What B of an adapter is at `lam`, where B holds base and fine-tuned side by side: [(1 - lam) B0, lam B1].
+    """A base that stands at `lam` between its own adapter and another, in place: their factors lie side by side.
 
-    ranks: of B0 and B1, or of B1 alone. With A0 and A1 one below the other, B A is (1 - lam) B0 A0 + lam B1 A1, and no
-    matrix of a layer's size is made.
+    With A0 and A1 one below the other and [(1 - lam) B0, lam B1] beside each other, B A is (1 - lam) B0 A0 + lam B1 A1,
+    and no matrix of a layer's size is made. A base without an adapter has B1 and A1 alone. Gradients flow into `lam`.
     """
 
-    def __init__(self, ranks: Sequence[int]):
+    def __init__(self, base: Embedder, after: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         super().__init__()
-        self.lam, self.ranks = torch.ones(1), ranks
+        adapters = [after]
+        if isinstance(base.model, PeftModel):
+            adapters.insert(0, combine.factors_of(base.model))
+            base.model = base.model.unload()
+        base.model = combine.side_by_side(base.model, adapters).requires_grad_(False)
+        base.backbone.model = base.model
+        self.lam, self.ranks = torch.ones(1), [len(next(iter(factors.values()))[0]) for factors in adapters]
+        self.layers = [layer for name, layer in base.model.named_modules() if name.endswith("lora_B.default")]
+        for layer in self.layers:
+            parametrize.register_parametrization(layer, "weight", self)
 
     def forward(self, b: torch.Tensor) -> torch.Tensor:
         weights = [1 - self.lam, self.lam][-len(self.ranks) :]
         return b * torch.cat([w.to(b).expand(rank) for w, rank in zip(weights, self.ranks, strict=True)])
+
+    def settle(self, lam: float) -> None:
+        """Stay at `lam`: the adapter is then a plain one."""
+        self.lam = torch.tensor([lam])
+        for layer in self.layers:
+            parametrize.remove_parametrizations(layer, "weight")
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ labels that give each query its positive and its negative documents.
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -84,6 +85,25 @@ class Quadruple:
             queries=[self.queries[i] for i in rows],
             relevance=[self.relevance[i] for i in rows],
         )
+
+    def thin(self, documents: int, seed: int = 0) -> "Quadruple":
+        """The same queries on a smaller corpus: the rows that labels and candidates name, others up to `documents`."""
+        named = {i for labels in self.relevance for rows in _rows(labels) for i in rows}
+        others = [i for i in range(len(self.corpus)) if i not in named]
+        drawn = random.Random(seed).sample(others, min(len(others), max(0, documents - len(named))))
+        kept = sorted({*named, *drawn})
+        place = {row: i for i, row in enumerate(kept)}
+        relevance = []
+        for labels in self.relevance:
+            positives, negatives, candidates = (tuple(place[i] for i in rows) for rows in _rows(labels))
+            candidates = None if labels.candidates is None else candidates
+            relevance.append(replace(labels, positives=positives, negatives=negatives, candidates=candidates))
+        return replace(self, corpus=[self.corpus[i] for i in kept], relevance=relevance)
+
+
+def _rows(labels: Relevance) -> tuple[tuple[int, ...], ...]:
+    """The rows that a query's positives, negatives and candidates name."""
+    return labels.positives, labels.negatives, labels.candidates or ()
 
 
 def as_instance(item: Instance | str) -> Instance:

@@ -384,3 +384,19 @@ def test_the_command_explains_itself(capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--split", "--out", "--n ", "--save", "--rows", "--seed"))
+
+
+def test_a_thinner_corpus_keeps_what_is_named_and_the_labels_point_to_it():
+    corpus = [f"document {i}" for i in range(50)]
+    labels = [Relevance((40, 7), (3,)), Relevance((12,), candidates=(12, 30, 31))]
+    whole = Quadruple("own", "text_ret", "Find.", ["a", "b"], corpus, labels)
+    thin = whole.thin(10)
+
+    def named(quadruple):
+        rows = [(r.positives, r.negatives, r.candidates or ()) for r in quadruple.relevance]
+        return [[[quadruple.corpus[i] for i in part] for part in parts] for parts in rows]
+
+    assert len(thin.corpus) == 10 and set(thin.corpus) < set(corpus) and thin.queries == whole.queries
+    assert named(thin) == named(whole) and thin.relevance[0].candidates is None
+    assert whole.thin(3).corpus == [corpus[i] for i in (3, 7, 12, 30, 31, 40)]  # what is named stays
+    assert whole.thin(99).corpus == corpus
