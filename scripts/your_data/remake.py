@@ -18,13 +18,14 @@ DATA, RESULTS = Path("runs/your_data"), Path("results/your_data")
 TABLES = {"icons": DATA / "icons", "translations": DATA / "translations" / "pairs.csv"}
 TABLES |= {"pages": DATA / "pages" / "pairs.jsonl"}
 BUILD = {"icons": ["--limit", "1200", "--pixels", "64"], "translations": [], "manual_pages": []}
-SHORT = ["--set", "data.test_rows=8", "--looks", "4"]
+FEW = ("data.test_rows=8", "data.test_documents=24", "merge.steps=10", "merge.lr=0.1", "stages.embedder.n_negatives=0")
+SHORT = ["--looks", "3", *(part for change in FEW for part in ("--set", change))]
 MEASURE = {
-    "translations": ["--budget", "60steps", *SHORT],
-    "icons": ["--budget", "60steps", *SHORT],
-    "pages": ["--budget", "30steps", *SHORT, "--set", "data.image_max_tokens=144"],
+    "translations": ["--budget", "24steps", *SHORT],
+    "icons": ["--budget", "30steps", *SHORT],
+    "pages": ["--budget", "20steps", *SHORT, "--set", "data.image_max_tokens=144"],
 }
-MEASURE["pages"] += ["--set", "stages.embedder.batch_size=16", "--set", "stages.embedder.n_negatives=1"]
+MEASURE["pages"] += ["--set", "stages.embedder.batch_size=16"]
 PITFALLS = ("icons", "translations")
 PLANNED = ("icons", "pages")
 

@@ -1,7 +1,7 @@
 """One setting of the fine-tuning changed at a time, on given data sets: what the defaults are chosen by.
 
     python scripts/your_data/sweep.py runs/your_data/icons runs/your_data/translations/pairs.csv --model s3 \\
-        --folder runs/sweep --results results/your_data/sweep.json [--rows 320] [--epochs 1]
+        --folder runs/sweep --results results/your_data/sweep.json [--rows 256] [--epochs 1]
 
 For each data set and setting: the score on the validation split (MRR@10) before and after. Every run sees as
 many queries, so a batch of half the size has twice the steps; only where the epochs are changed do the queries change.
@@ -24,9 +24,9 @@ from q3vl_mini.survey import survey
 GRID = {
     "temperature": (0.01, 0.03, 0.1),
     "lr": (3e-4, 1e-3, 3e-3),
-    "batch_size": (16, 32, 64),
+    "batch_size": (16, 32),
     "n_negatives": (0, 1, 2),
-    "epochs": (1.0, 2.0, 3.0),
+    "epochs": (1.0, 2.0),
 }
 
 
@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--model", default="s3")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=320, help="training queries (default 320)")
-    parser.add_argument("--validation-rows", type=int, default=80, help="validation queries (default 80)")
+    parser.add_argument("--rows", type=int, default=256, help="training queries (default 256)")
+    parser.add_argument("--validation-rows", type=int, default=60, help="validation queries (default 60)")
     parser.add_argument("--epochs", type=float, default=1.0, help="of every run (default 1)")
     options = parser.parse_args()
     about = {"model": options.model, "rows": options.rows, "validation_rows": options.validation_rows}

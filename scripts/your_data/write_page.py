@@ -58,8 +58,8 @@ def sweep() -> str:
     lines = ["| setting | value | " + " | ".join(map(SETS.get, names)) + " |", "|---|---|" + "---|" * len(names)]
 
     def gain(name: str, setting: dict) -> str:
-        [run] = [run for run in runs if run["data"] == name and run["setting"] == setting]
-        return f"{100 * (run['after'] - run['before']):+.1f}"
+        found = [run for run in runs if run["data"] == name and run["setting"] == setting]
+        return f"{100 * (found[0]['after'] - found[0]['before']):+.1f}" if found else "not run"
 
     lines.append("| all as usual | | " + " | ".join(gain(name, usual) for name in names) + " |")
     for factor in usual:
