@@ -43,16 +43,26 @@ def artifact(preset: str, stage: str, runs: str | Path = "runs") -> Path:
     )
 
 
+def results(name: str) -> Any:
+    """What results/NAME.json holds: of a folder results here or above, else of the shipped one.
+
+    Raises FileNotFoundError where neither has it.
+    """
+    for place in (*(base / "results" for base in (Path.cwd(), *Path.cwd().parents)), Path(__file__).parent / "results"):
+        if (place / f"{name}.json").is_file():
+            return json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+    raise FileNotFoundError(f"no results/{name}.json here or above, and none is shipped")
+
+
 def stage_results(preset: str) -> dict[str, Any]:
     """What `q3vl-mini run` measured (DESIGN: results/tiny.json): your own run's results, or the shipped ones of tiny.
 
     Raises FileNotFoundError where neither is there.
     """
-    places = [base / "results" for base in (Path.cwd(), *Path.cwd().parents)] + [Path(__file__).parent / "results"]
-    for place in places:
-        if (place / f"{preset}.json").is_file():
-            return json.loads((place / f"{preset}.json").read_text())
-    raise FileNotFoundError(f"no results/{preset}.json here or above; run: q3vl-mini run --preset {preset}")
+    try:
+        return results(preset)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; run: q3vl-mini run --preset {preset}") from None
 
 
 def show(figure: Figure, alt: str) -> None:
