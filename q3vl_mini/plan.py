@@ -252,17 +252,20 @@ def plan_finetune(
 ) -> list[StagePlan]:
     """What finetune() needs to train the embedder on `train` on one GPU, in four ways.
 
-    The batch embedded whole; with the gradient cache (the preset's chunk_tokens); with activation checkpointing; with
-    both. The steps are those of the epochs. Measuring and positioning keep less: they hold one model, and what autograd
-    keeps is of chunk_tokens at most.
+    The batch embedded whole; with the gradient cache; with activation checkpointing; with both. The cache embeds as
+    many tokens at once as fit, at most the preset's chunk_tokens. The steps are those of the epochs. Measuring and
+    positioning keep less: they hold one model, and what autograd keeps is of chunk_tokens at most.
     """
     config = preset.stages["embedder"]
-    config = replace(config, steps=math.ceil(epochs * len(train) / (config.batch_size * config.accumulate)))
-    tokens, needs = batch_tokens([train], preset, "embedder"), Needs.of(preset)
-    whole = replace(config, chunk_tokens=0)
-    ways = {"batch whole": (whole, False), "gradient cache": (config, False)}
-    ways |= {"checkpointing": (whole, True), "both": (config, True)}
-    return [needs.stage(name, c, tokens, gpu, 1, utilisation, again) for name, (c, again) in ways.items()]
+    steps = math.ceil(epochs * len(train) / (config.batch_size * config.accumulate))
+    tokens, needs, plans = batch_tokens([train], preset, "embedder"), Needs.of(preset), []
+    for again, names in ((False, ("batch whole", "gradient cache")), (True, ("checkpointing", "both"))):
+        config = replace(config, steps=steps, chunk_tokens=0)
+        whole = needs.stage(names[0], config, tokens, gpu, 1, utilisation, again)
+        chunk = min(preset.stages["embedder"].chunk_tokens or whole.at_once, whole.at_once)
+        config = replace(config, chunk_tokens=max(1, chunk))
+        plans += [whole, needs.stage(names[1], config, tokens, gpu, 1, utilisation, again)]
+    return plans
 
 
 @dataclass(frozen=True)
