@@ -19,12 +19,13 @@ import torch
 
 from q3vl_mini.baselines import Bm25, Pictures, ThroughTraining, colour_histogram, pixels, score_with
 from q3vl_mini.evaluate import DatasetResult
-from q3vl_mini.finetune import finetune
+from q3vl_mini.finetune import finetune, finetune_preset
 from q3vl_mini.machine import fast_cpu_dtype
 from q3vl_mini.pages import PdfPage, open_pdf
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import write_json
 
+SETTINGS = ("lr", "batch_size", "n_negatives", "temperature")
 SOURCES = ("metadata.jsonl", "pairs.jsonl", "pairs.csv")
 
 
@@ -76,7 +77,7 @@ def main() -> None:
         name: {"score": result.score, "ci": list(result.ci), "metric": result.metric}
         for name, result in plain(made.splits["train"], made.splits["test"]).items()
     }
-    folder = options.folder
+    folder, settings = options.folder, finetune_preset(options.model, changes=options.set).stages["embedder"]
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "source": json.loads((options.data / "source.json").read_text()),
@@ -87,6 +88,7 @@ def main() -> None:
         "lambda": json.loads((folder / "merged" / "metrics.json").read_text())["lambda"],
         "training": json.loads((folder / "embedder" / "metrics.json").read_text()),
         "baselines": baselines,
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
     }
     write_json(options.results, made.verdict | facts, indent=1)
     for name, result in baselines.items():

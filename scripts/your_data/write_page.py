@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
-SETS = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
+TITLES = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
+SETS = {name: title for name, title in TITLES.items() if (RESULTS / f"{name}.json").is_file()}
 
 
 def results(name: str) -> dict:
@@ -31,8 +32,8 @@ def verdicts() -> str:
     tests = {name: found[name]["survey"]["splits"]["test"] for name in SETS}
     rows = {"queries, documents": [f"{t['queries']}, {t['documents']}" for t in tests.values()]}
     for model in ("base", "merged", "fine-tuned"):
-        scores = [f["own"]["models"][model]["mean"] for f in found.values()]
-        rows[f"{model}"] = [percent(s["score"], s["ci"]) for s in scores]
+        columns = [c for f in found.values() for c in f["own"]["models"][model].values() if "ci" in c]
+        rows[model] = [percent(c["score"], c["ci"]) for c in columns]
     best = [max(f["baselines"].items(), key=lambda item: item[1]["score"]) for f in found.values()]
     rows["the best without a model"] = [f"{name}: {percent(b['score'], b['ci'])}" for name, b in best]
     for model in ("merged", "fine-tuned"):
@@ -41,6 +42,8 @@ def verdicts() -> str:
         rows[f"{model}: MMEB-mini's mean, relative"] = [f"{-100 * x:+.1f} %" for x in lost]
     rows["lambda"] = [f"{f['lambda']:.2f}" for f in found.values()]
     rows["recommended"] = [f["ship"] for f in found.values()]
+    chosen = [f["settings"] for f in found.values()]
+    rows["rate, batch size, negatives"] = [f"{c['lr']:g}, {c['batch_size']}, {c['n_negatives']}" for c in chosen]
     rows["steps"] = [str(f["training"]["plan"]["steps"]) for f in found.values()]
     rows["minutes in all"] = [f"{f['seconds'] / 60:.0f}" for f in found.values()]
     lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
@@ -55,7 +58,7 @@ def sweep() -> str:
     """The gain on the validation split of every setting, one changed at a time."""
     runs = results("sweep")["runs"]
     usual, names = runs[0]["setting"], list(dict.fromkeys(run["data"] for run in runs))
-    lines = ["| setting | value | " + " | ".join(map(SETS.get, names)) + " |", "|---|---|" + "---|" * len(names)]
+    lines = ["| setting | value | " + " | ".join(map(TITLES.get, names)) + " |", "|---|---|" + "---|" * len(names)]
 
     def gain(name: str, setting: dict) -> str:
         found = [run for run in runs if run["data"] == name and run["setting"] == setting]
@@ -98,7 +101,8 @@ def plan() -> str:
     for file in sorted(RESULTS.glob("plan_*.json")):
         name = file.stem.removeprefix("plan_")
         for way in results(file.stem):
-            cells = [SETS[name], way["stage"], f"{way['tokens']['step']:,.0f}", f"{sum(way['memory_gb'].values()):.1f}"]
+            gb = sum(way["memory_gb"].values())
+            cells = [TITLES[name], way["stage"], f"{way['tokens']['step']:,.0f}", f"{gb:.1f}"]
             cells += ["yes" if way["fits"] else "no", f"{way['at_once']:,}", f"{way['hours']:.1f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
