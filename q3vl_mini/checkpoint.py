@@ -5,47 +5,21 @@ generators) and a JSON file with the numbers. It is written beside the old one a
 so a run killed at any moment finds a whole checkpoint: the new one or the one before.
 """
 
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .disk import previous, replacing, write_whole
 
-def keep_log_until(log: Path, step: int) -> None:
-    """Drop a JSON-lines log's rows after `step`: they were written after the checkpoint, and come again."""
-    if log.is_file():
-        rows = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new, empty folder beside `folder` that takes its place at the end; after an error `folder` is as it was.
-
-    Killed at any moment, `whole_folder` finds the new one or the one before.
-    """
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def whole_folder(folder: Path) -> Path:
-    """`folder`, or the one before it where `replacing` was killed between its two moves."""
-    old = folder.with_name(folder.name + ".old")
-    return old if old.exists() and not folder.exists() else folder
+TENSORS, NUMBERS, SUMS = "state.safetensors", "state.json", "SHA256SUMS"  # the last is what `sha256sum -c` reads
 
 
 def claim(file: Path, settings: Mapping[str, Any], what: str) -> None:
@@ -58,8 +32,7 @@ def claim(file: Path, settings: Mapping[str, Any], what: str) -> None:
         ValueError: it was begun with other settings; names those that differ.
     """
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(settings, indent=1) + "\n")
         return
     known, settings = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
     if changed := [name for name in settings if known.get(name) != settings[name]]:
@@ -69,8 +42,16 @@ def claim(file: Path, settings: Mapping[str, Any], what: str) -> None:
         )
 
 
-def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[str, Any]) -> None:
-    """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`."""
+def save_checkpoint(
+    folder: Path, modules: dict, optimizers: list, meta: dict[str, Any], keep_previous: bool = False
+) -> None:
+    """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`.
+
+    keep_previous: see `replacing`; `load_checkpoint` takes the one before where this one is damaged.
+
+    Raises:
+        OSError: it cannot be written, by its name; what was there is as it was.
+    """
     folder = Path(folder)
     tensors, scalars = {}, {}
     for name, state in modules.items():
@@ -83,23 +64,57 @@ def save_checkpoint(folder: Path, modules: dict, optimizers: list, meta: dict[st
                     tensors[where] = value
                 else:
                     scalars[where] = value
-    with replacing(folder) as new:
+    with replacing(folder, keep_previous) as new:
         # safetensors refuses tensors that share memory (tied weights, views): copy what it gets
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / "state.safetensors")
-        (new / "state.json").write_text(json.dumps({"meta": meta, "scalars": scalars}))
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, new / TENSORS)
+        (new / NUMBERS).write_text(json.dumps({"meta": meta, "scalars": scalars}))
+        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in (TENSORS, NUMBERS)))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, numbers) of a checkpoint. ValueError names the file that is not as it was written."""
+    name = SUMS
+    try:
+        sums = (folder / SUMS).read_text().splitlines() if (folder / SUMS).is_file() else []
+        for line in sums:
+            digest, _, name = line.partition("  ")
+            if _digest(folder / name) != digest:
+                raise ValueError(f"it is not what was written, see {SUMS}")
+        name = NUMBERS
+        record = json.loads((folder / NUMBERS).read_text())
+        name = TENSORS
+        return load_file(folder / TENSORS), record
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder / name} cannot be used ({error})") from error
 
 
 def load_checkpoint(folder: Path, optimizers: list) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """(modules' state dicts, meta) of a checkpoint, the optimisers filled; None where there is none yet."""
-    folder = whole_folder(Path(folder))
-    if not folder.exists():
-        return None
-    try:
-        record = json.loads((folder / "state.json").read_text())
-        tensors = load_file(folder / "state.safetensors")
-    except Exception as error:
-        remedy = "remove it to start the stage again"
-        raise ValueError(f"the checkpoint {folder} cannot be read ({error}); {remedy}") from error
+    """(modules' state dicts, meta) of a checkpoint, the optimisers filled; None where there is none yet.
+
+    Of a damaged one, the one before it if that was kept, with a warning.
+
+    Raises:
+        ValueError: all that is there is damaged; names the files.
+    """
+    folder = Path(folder)
+    places, faults = [place for place in (folder, previous(folder)) if place.exists()], []
+    for place in places:
+        try:
+            tensors, record = _read(place)
+            break
+        except ValueError as error:
+            faults.append(str(error))
+    else:
+        if not places:
+            return None
+        raise ValueError(f"{'; '.join(faults)}; remove {' and '.join(map(str, places))} to start from the beginning")
+    if faults:
+        warnings.warn(f"{faults[0]}; going on from the checkpoint before it, {place}", stacklevel=3)
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict] = {}
         prefix = f"optimizer{i}/"

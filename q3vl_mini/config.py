@@ -13,6 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from .disk import write_whole
+
 TERMS = ("query_document", "query_query", "document_document", "others_negatives")
 QUANTIZED = ("int8", "binary")
 
@@ -196,9 +198,7 @@ def load_config(path: str | Path) -> Preset:
 
 def save_config(preset: Preset, path: str | Path) -> None:
     """Write a Preset as JSON; `load_config` reads the same Preset back."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(preset), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(Path(path), json.dumps(asdict(preset), indent=1, ensure_ascii=False) + "\n")
 
 
 def differences(one: Preset, other: Preset) -> list[str]:

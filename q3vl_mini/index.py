@@ -22,9 +22,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from .checkpoint import replacing, whole_folder
 from .compression import pack_binary, quantise_int8
+from .disk import replacing, whole_folder
 from .entries import Entry, Hit, Store, check_identity, check_ids, check_queries, check_settings
+from .turns import Turns
 
 FORMAT = 1
 CARD, ROWS, VECTORS, CODES = "index.json", "rows.arrow", "vectors.faiss", "codes.faiss"
@@ -32,6 +33,7 @@ CARD_KEYS = {"format", "dim", "precision", "step", "identity", "count", "bytes"}
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("metadata", pa.string())])
 CHUNKS = 100  # of the table of rows, one an add, before they are joined
 COPIED_AT_ONCE = 65_536  # vectors
+TRIES = 10  # to open a folder that is saved to meanwhile
 
 
 def default_step(dim: int) -> float:
@@ -46,7 +48,8 @@ def default_step(dim: int) -> float:
 class Index(Store):
     """Unit vectors with string ids and metadata, searched by cosine, saved to a folder and opened memory-mapped.
 
-    Searches may run in several threads at once; an add or a delete must be alone.
+    Threads may share one: searches run at the same time, an add or a delete waits for them and is seen as a whole. Any
+    number of processes may open the folder while one saves to it; each has what was saved before or after.
 
     Args:
         dim: of the vectors; a multiple of 8 for "binary".
@@ -78,6 +81,7 @@ class Index(Store):
         self._rows = ROW_SCHEMA.empty_table()  # in the order of the vectors
         self._numbers: dict[str, int] | None = None
         self._mapped = False
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return self._rows.num_rows
@@ -88,11 +92,16 @@ class Index(Store):
         sizes = {name: part.ntotal * part.code_size for name, part in self._parts.items()}
         return {"codes": sizes.get(CODES, 0), "vectors": sizes[VECTORS]}
 
+    def add(self, *entries, **options) -> None:
+        """See Store.add."""
+        with self._turns.writing():
+            super().add(*entries, **options)
+
     def _known(self, ids: list[str]) -> list[str]:
         return [i for i in ids if i in self._row_numbers]
 
     def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
-        self.delete(self._known(ids))
+        self._remove(self._known(ids))
         self._into_memory()
         for name, part in self._parts.items():
             part.add(self._encode(vectors) if name == CODES else vectors)
@@ -103,6 +112,10 @@ class Index(Store):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove entries; how many of `ids` were there. The rows behind move up, so give many ids in one call."""
+        with self._turns.writing():
+            return self._remove(ids)
+
+    def _remove(self, ids: Sequence[str]) -> int:
         rows = sorted(set(self._rows_of(ids)))
         if rows:
             self._into_memory()
@@ -116,9 +129,10 @@ class Index(Store):
     def get(self, ids: Sequence[str]) -> list[Entry]:
         """The entries of `ids`, in their order; those that are not there are left out."""
         found = []
-        for row in self._rows_of(ids):
-            i, metadata = self._row(row)
-            found.append(Entry(i, self._parts[VECTORS].reconstruct(row), metadata))
+        with self._turns.reading():
+            for row in self._rows_of(ids):
+                i, metadata = self._row(row)
+                found.append(Entry(i, self._parts[VECTORS].reconstruct(row), metadata))
         return found
 
     def search(self, queries: np.ndarray, k: int = 10, rescore: int = 4) -> list[list[Hit]]:
@@ -133,6 +147,10 @@ class Index(Store):
             ValueError: names the query and the remedy.
         """
         queries = check_queries(queries, self.dim, k, rescore)
+        with self._turns.reading():
+            return self._search(queries, k, rescore)
+
+    def _search(self, queries: np.ndarray, k: int, rescore: int) -> list[list[Hit]]:
         if not len(queries) or not len(self):
             return [[] for _ in queries]
         candidates = k * max(rescore, 1) if CODES in self._parts else k
@@ -160,7 +178,7 @@ class Index(Store):
         folder = Path(folder).resolve()
         if folder.exists() and any(folder.iterdir()) and not (folder / CARD).is_file():
             raise ValueError(f"{folder} has files in it and no {CARD}, so it is no index; give another folder")
-        with replacing(folder) as new:
+        with self._turns.reading(), replacing(folder) as new:
             for name, part in self._parts.items():
                 write = faiss.write_index_binary if isinstance(part, faiss.IndexBinary) else faiss.write_index
                 write(part, str(new / name))
@@ -190,7 +208,23 @@ class Index(Store):
             FileNotFoundError: there is no index, or one of its files is missing.
             ValueError: a file is cut off or damaged; another format; another model, template or dimension.
         """
-        folder = whole_folder(Path(folder).resolve())
+        folder = Path(folder).resolve()
+        for tried in range(TRIES):
+            place = whole_folder(folder)
+            before = _stamp(place)
+            try:
+                index = cls._map(place, identity)
+            except (FileNotFoundError, ValueError):
+                if before == _stamp(whole_folder(folder)) or tried == TRIES - 1:
+                    raise
+            else:
+                if before == _stamp(place):
+                    return index
+                index.close()  # its files are of two saves
+        raise ValueError(f"{folder} was saved to again and again while it was opened; open it when that has ended")
+
+    @classmethod
+    def _map(cls, folder: Path, identity: Mapping[str, Any] | None) -> "Index":
         card = _read_card(folder / CARD)
         check_identity(card["identity"], identity)
         index = cls(card["dim"], card["precision"], card["identity"], step=card["step"])
@@ -251,6 +285,15 @@ def _copied(source: faiss.Index | faiss.IndexBinary, target: faiss.Index | faiss
     for start in range(0, source.ntotal, COPIED_AT_ONCE):
         target.add(source.reconstruct_n(start, min(COPIED_AT_ONCE, source.ntotal - start)))
     return target
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells a save from the next one in the same place; None where there is none."""
+    try:
+        card = (folder / CARD).stat()
+    except FileNotFoundError:
+        return None
+    return card.st_ino, card.st_mtime_ns
 
 
 def _read_card(file: Path) -> dict[str, Any]:

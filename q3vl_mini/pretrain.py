@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from . import tiny
+from .checkpoint import claim
+from .disk import alone, lock_of
 from .emoji_world.dialogues import tokenizer_texts
 from .machine import fast_cpu_dtype
 from .pretrain_language import LanguageConfig, picture_matters, pretrain_language
@@ -20,15 +22,27 @@ def pretrain(
 ) -> Path:
     """Run both steps in `folder` and write the checkpoint to folder/q3vl-tiny; returns that path.
 
-    A run that was cut short goes on from its last checkpoint. Curves: vision.jsonl and language.jsonl.
+    A run that was cut short goes on from its last checkpoint; it may be given more steps, and nothing else may change.
+    Curves: vision.jsonl and language.jsonl.
+
+    Raises:
+        ValueError: the folder was begun with another configuration. BlockingIOError: another process works in it.
     """
+    vision, language, folder = vision or VisionConfig(), language or LanguageConfig(), Path(folder)
+    with alone(lock_of(folder)):
+        return _pretrain(folder, vision, language, log_every)
+
+
+def _pretrain(folder: Path, vision: VisionConfig, language: LanguageConfig, log_every: int) -> Path:
+    settings = {f"vision.{name}": value for name, value in asdict(vision).items()}
+    settings |= {f"language.{name}": value for name, value in asdict(language).items()}
+    claim(folder / "config.json", {k: v for k, v in settings.items() if not k.endswith(".steps")}, "a pre-training")
     if fast_cpu_dtype() is not torch.bfloat16:
         warnings.warn(
             "this CPU has no instructions for bfloat16: pre-training takes much longer than "
             "docs/pretraining.md says. The shipped q3vl-tiny needs none of it",
             stacklevel=2,
         )
-    vision, language, folder = vision or VisionConfig(), language or LanguageConfig(), Path(folder)
     tokenizer = tiny.train_tokenizer(tokenizer_texts())
     processor = tiny.make_processor(tokenizer)
     config = tiny.make_config(tokenizer)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import keep_log_until, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
+from .disk import keep_log_until
 from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank
 from .emoji_world.dialogues import Turn, dialogues, judged, short_turns
@@ -214,13 +215,16 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
             give_back_freed()
         running = loss.detach() if running is None else 0.98 * running + 0.02 * loss.detach()
         done = step + 1
-        if done % log_every == 0 or done == c.steps:
+        looks = done % (5 * log_every) == 0 or done == c.steps
+        if done % log_every == 0 or looks:
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
-            if done % (5 * log_every) == 0 or done == c.steps:
+            if looks:
                 row |= picture_matters(model, processor) | judges(model, processor)
-                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
-                save_checkpoint(folder / "language_state", {"model": model.state_dict()}, optimizers, meta)
             with open(folder / "language.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             print(f"language {row}", flush=True)
+            if looks:
+                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
+                state = {"model": model.state_dict()}
+                save_checkpoint(folder / "language_state", state, optimizers, meta, keep_previous=True)
     return model

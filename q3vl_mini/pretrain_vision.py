@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import generator_state, keep_log_until, load_checkpoint, save_checkpoint
+from .checkpoint import generator_state, load_checkpoint, save_checkpoint
+from .disk import keep_log_until
 from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank, drawings
 from .emoji_world.scenes import COLOURS
@@ -151,14 +152,16 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
             optimizer.zero_grad()
         running = shown if running is None else 0.98 * running + 0.02 * shown
         done = step + 1
-        if done % log_every == 0 or done == c.steps:
+        looks = done % (5 * log_every) == 0 or done == c.steps
+        if done % log_every == 0 or looks:
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
-            if done % (5 * log_every) == 0 or done == c.steps:
+            if looks:
                 row |= accuracy(visual, task, check_bank)
-                state = {"visual": visual.state_dict(), "task": task.state_dict(), "generator": generator_state(g)}
-                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
-                save_checkpoint(folder / "vision_state", state, optimizers, meta)
             with open(folder / "vision.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             print(f"vision {row}", flush=True)
+            if looks:
+                state = {"visual": visual.state_dict(), "task": task.state_dict(), "generator": generator_state(g)}
+                meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
+                save_checkpoint(folder / "vision_state", state, optimizers, meta, keep_previous=True)
     return visual

@@ -1,7 +1,6 @@
 """What is reported of models and runs: records, the stage table, the results file, the figures."""
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .disk import write_whole
 from .evaluate import COLUMNS, ColumnResult, DatasetResult
 
 META_KEYS = ("git", "versions", "seed", "preset", "cores", "wall_s", "peak_rss_mb", "stage_wall_s")
@@ -113,11 +113,7 @@ def write_results(
 
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
     """Write JSON in one move, so that what exists is whole; `options` go to json.dumps."""
-    path, text = Path(path), json.dumps(content, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial_file, path)
+    write_whole(Path(path), json.dumps(content, **options) + "\n")
 
 
 def git_revision() -> str:

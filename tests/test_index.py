@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from q3vl_mini import checkpoint
+from q3vl_mini import disk
 from q3vl_mini import index as index_module
 from q3vl_mini.index import CARD, CODES, ROWS, VECTORS, Index, default_step
 
@@ -378,7 +378,7 @@ def test_a_save_that_is_cut_off_leaves_the_index_before(tmp_path, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", killed_after_the_first_move)
+        patch.setattr(disk.os, "replace", killed_after_the_first_move)
         with pytest.raises(KeyboardInterrupt):
             index.save(tmp_path / "index")
     assert len(Index.open(tmp_path / "index")) == 5

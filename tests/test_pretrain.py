@@ -229,3 +229,5 @@ def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_aft
     pretrain(tmp_path, vision, longer, log_every=1)
     steps = [line.split(",")[0] for line in (tmp_path / "language.jsonl").read_text().splitlines()]
     assert steps == ['{"step": 1', '{"step": 2', '{"step": 3']
+    with pytest.raises(ValueError, match=r"holds a pre-training with another language\.batch"):
+        pretrain(tmp_path, vision, replace(longer, batch=5), log_every=1)
