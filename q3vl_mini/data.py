@@ -388,6 +388,26 @@ class Batch:
     teacher: list[list[float]] | None = None
 
 
+def save_batch(batch: Batch, folder: str | Path) -> None:
+    """Write a batch as a quadruple, for study: `load_quadruple(folder)` reads it, and shows what the model was given.
+
+    meta has the documents' rows in their corpus ("corpus_rows"), and the teacher's logits.
+    """
+    documents = dict(zip(batch.positive_ids, batch.positives, strict=True))
+    for ids, instances in zip(batch.negative_ids, batch.negatives, strict=True):
+        documents |= dict(zip(ids, instances, strict=True))
+    place = {document: row for row, document in enumerate(documents)}
+    relevance = [
+        Relevance((place[positive],), tuple(place[d] for d in negatives if d != positive))
+        for positive, negatives in zip(batch.positive_ids, batch.negative_ids, strict=True)
+    ]
+    if batch.scores is not None:
+        relevance = [replace(row, scores=(score,)) for row, score in zip(relevance, batch.scores, strict=True)]
+    meta = {"corpus_rows": list(documents), "teacher": batch.teacher}
+    corpus = list(documents.values())
+    save_quadruple(Quadruple(batch.name, batch.task, batch.instruction, batch.queries, corpus, relevance, meta), folder)
+
+
 Teacher = Mapping[int, Mapping[int, float]]  # query row -> corpus row -> logit
 
 

@@ -10,6 +10,7 @@ losses see the whole batch (`gather`); gradients are averaged over the processes
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compression import Quantizers, compressed_objective
 from .config import StageConfig
-from .data import Batch
+from .data import Batch, save_batch
 from .forward import split_rows
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
 from .machine import give_back_freed
@@ -35,6 +36,8 @@ from .prefix_info_nce import prefix_info_nce
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]
+
+EXPLODED = 1_000  # times the first step's loss, or 1 if that is less
 
 # Every other task has InfoNCE (report, section 5).
 LOSS_OF_TASK = {
@@ -274,7 +277,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train the adapter (and the quantisers' steps) in place; the curve is returned and in folder/log.jsonl.
 
-    AdamW, linear warm-up and cosine. A run cut short goes on from folder/state, to the same weights.
+    AdamW, linear warm-up and cosine. A run cut short goes on from folder/state, to the same weights. With a loss scaler
+    (float16) a step whose gradient overflows is left out; its grad_norm in the curve is None.
 
     Args:
         model: an Embedder or a Reranker whose trainable parameters are the adapter's.
@@ -284,7 +288,8 @@ def fit(
         stop_after: end after that many steps of the schedule, as an interruption would, with a checkpoint.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; names the step and the batch.
+        FloatingPointError: the loss or the gradient is not finite, or the loss has exploded (EXPLODED); names the step,
+            and the folder where the batch is kept.
     """
     accelerator = accelerator or Accelerator()
     folder = Path(folder)
@@ -324,7 +329,7 @@ def fit(
             state = {"model": dict(named)} | ({} if quantizers is None else {"quantizers": quantizers.state_dict()})
             meta = {"step": step, "seconds": time.monotonic() - began, "history": history}
             meta["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            save_checkpoint(folder / "state", state, [optimizer.optimizer], meta)
+            save_checkpoint(folder / "state", state, [optimizer.optimizer], meta, keep_previous=True)
         accelerator.wait_for_everyone()
 
     in_parts, replay = gradient_cache(model, config.chunk_tokens) if config.chunk_tokens else (encode, lambda: None)
@@ -341,36 +346,45 @@ def fit(
         for step in range(start, end):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, config.steps, config.warmup)
-            losses, names = [], []
+            ceiling = EXPLODED * max(1.0, history[0]["loss"]) if history else sys.float_info.max
+            losses, drawn = [], []
             for _ in range(config.accumulate):
                 batch = next(stream)
+                drawn.append(batch)
                 loss = loss_on_batch(in_parts, share_of(batch, *_process()))
                 value = accelerator.reduce(loss.detach(), "mean").item()
-                if not math.isfinite(value):
+                if not value <= ceiling:  # nor is nan
                     rows = f"documents {batch.positive_ids[:8]}"
                     raise FloatingPointError(
                         f"step {step}: the loss of {batch.name} ({batch.task}, {rows}) is {value}; weights are those "
-                        "of the last step. Lower lr, or look at these rows and the dtype"
+                        f"of the last step. {_kept([batch], folder, step, is_main)} Lower lr, or look at these rows "
+                        "and the dtype"
                     )
                 if loss.requires_grad:  # a batch without anything to contrast has none
                     accelerator.backward(loss / config.accumulate)
                     replay()
                 losses.append(value)
-                names.append(batch.name)
+            names = [batch.name for batch in drawn]
             average_gradients(parameters)
             norm = float(accelerator.clip_grad_norm_(parameters, config.clip))
-            if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips the step by itself
-                raise FloatingPointError(f"step {step}: the gradient of {names} is {norm}; lower lr or check the dtype")
+            scaler = accelerator.scaler
+            if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):  # a scaler leaves the step out
+                raise FloatingPointError(
+                    f"step {step}: the gradient of {names} is {norm}. {_kept(drawn, folder, step, is_main)} Lower lr, "
+                    "or compute in bfloat16 or float32"
+                )
             optimizer.step()
             optimizer.zero_grad()
             done = step + 1
             lr, seconds = optimizer.param_groups[0]["lr"], round(time.monotonic() - began, 2)
-            row = {"step": done, "loss": sum(losses) / len(losses), "lr": lr, "grad_norm": norm}
+            row = {"step": done, "loss": sum(losses) / len(losses), "lr": lr}
+            row["grad_norm"] = norm if math.isfinite(norm) else None
             row |= {"seconds": seconds, "data": names}
             history.append(row)
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", data=names[-1])
-            accelerator.log({f"{folder.name}/{key}": row[key] for key in ("loss", "lr", "grad_norm")}, step=done)
+            curves = {key: row[key] for key in ("loss", "lr", "grad_norm") if row[key] is not None}
+            accelerator.log({f"{folder.name}/{key}": value for key, value in curves.items()}, step=done)
             if log:
                 log.write(json.dumps(row) + "\n")
                 if done % config.log_every == 0:
@@ -383,3 +397,15 @@ def fit(
     if quantizers is not None:
         quantizers.eval()
     return history
+
+
+def _kept(batches: Sequence[Batch], folder: Path, step: int, is_main: bool) -> str:
+    """Keep batches that stopped a training for study; a sentence that says where."""
+    places = [folder / f"batch-{step}-{i}" for i in range(len(batches))]
+    try:
+        for batch, place in zip(batches, places, strict=True):
+            if is_main:
+                save_batch(batch, place)
+    except (ValueError, OSError) as error:  # what stopped the training is the news, not this
+        return f"The batch could not be kept ({error})."
+    return f"The batch is in {', '.join(map(str, places))}: q3vl_mini.data.load_quadruple(folder) reads it."

@@ -1,6 +1,7 @@
 """The training loop, its objectives, the gradient cache and several processes, on a small random checkpoint."""
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -16,7 +17,7 @@ from two_processes import run_in_two_processes
 from q3vl_mini import backbone, train
 from q3vl_mini.compression import Quantizers, truncate
 from q3vl_mini.config import StageConfig
-from q3vl_mini.data import Batch, mixed_batches
+from q3vl_mini.data import Batch, load_quadruple, mixed_batches, save_batch
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.forward import VisualStore
 from q3vl_mini.losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
@@ -351,9 +352,142 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_batch(small_che
     def loss(encode, batch):
         return plain_loss()(encode, batch) * float("nan")
 
-    with pytest.raises(FloatingPointError, match="step 0: the loss of fake text_ret"):
+    with pytest.raises(FloatingPointError, match="step 0: the loss of fake text_ret") as stopped:
         train.fit(model, loss, stream([text_task()], STAGE), STAGE, tmp_path, progress=False)
     assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+    assert f"{tmp_path}/batch-0-0: q3vl_mini.data.load_quadruple(folder) reads it" in str(stopped.value)
+
+
+def test_the_batch_that_stopped_a_training_can_be_looked_at(tmp_path):
+    shown = {"image": 0, "text": 0}
+    for task in (image_task(), text_task(), text_task("sts", scores=True)):
+        batch = first_batch(task)
+        save_batch(batch, tmp_path / "batch")
+        kept = load_quadruple(tmp_path / "batch")
+        about = (kept.name, kept.task, kept.instruction, len(kept))
+        assert about == (task.name, task.task, task.instruction, len(batch.queries))
+        for i, labels in enumerate(kept.relevance):
+            assert kept.queries[i] == batch.queries[i]
+            assert [kept.meta["corpus_rows"][d] for d in labels.positives] == [batch.positive_ids[i]]
+            assert [kept.meta["corpus_rows"][d] for d in labels.negatives] == batch.negative_ids[i]
+            assert labels.scores == (None if batch.scores is None else (batch.scores[i],))
+            for kind in kept.corpus[labels.positives[0]]:
+                one, other = kept.corpus[labels.positives[0]][kind], batch.positives[i][kind]
+                assert one == other if kind == "text" else np.array_equal(np.asarray(one), np.asarray(other))
+                shown[kind] += 1
+    assert all(shown.values())
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run_and_keeps_every_batch_of_the_step(small_checkpoint, tmp_path):
+    model, stage = embedder(small_checkpoint), replace(STAGE, accumulate=2)
+    before = trainable(model)
+
+    def loss(encode, batch):
+        value = plain_loss()(encode, batch)
+        value.register_hook(lambda gradient: gradient * float("nan"))
+        return value
+
+    with pytest.raises(FloatingPointError, match="step 0: the gradient of .* is nan.*batch-0-0, .*batch-0-1"):
+        train.fit(model, loss, stream([text_task()], stage), stage, tmp_path, progress=False)
+    assert all(len(load_quadruple(tmp_path / f"batch-0-{i}")) == 4 for i in (0, 1))
+    assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+
+
+def test_a_loss_that_explodes_stops_the_run_while_it_is_still_a_number(small_checkpoint, tmp_path):
+    steps = iter(range(10))
+
+    def loss(encode, batch):
+        return plain_loss()(encode, batch) * (1, 500, 5000)[next(steps)]  # the first losses are above 1
+
+    with pytest.raises(FloatingPointError, match=r"step 2: the loss of fake text_ret .* is \d+\.\d+; .*batch-2-0"):
+        train.fit(embedder(small_checkpoint), loss, stream([text_task()], STAGE), STAGE, tmp_path, progress=False)
+    log = [json.loads(row) for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2] and log[1]["loss"] > 100 * log[0]["loss"]
+
+
+class ScaledAccelerator(Accelerator):
+    """Loss scaling as with float16 on a GPU; the CPU computes in float32, so only a large scale makes it overflow."""
+
+    mixed_precision = "fp16"
+
+    def __init__(self, scale):
+        super().__init__(cpu=True)
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_left_out_and_training_goes_on(small_checkpoint, tmp_path):
+    def run(folder, scale, stops=(None,)):
+        for stop in stops:
+            model = embedder(small_checkpoint)
+            options = {"accelerator": ScaledAccelerator(scale), "progress": False, "stop_after": stop}
+            log = train.fit(model, plain_loss(), stream([text_task()], STAGE), STAGE, folder, **options)
+        return log, trainable(model), options["accelerator"].scaler.get_scale()
+
+    fresh = trainable(embedder(small_checkpoint))
+    log, weights, scale = run(tmp_path / "over", 2.0**127)
+    left_out = [row["grad_norm"] is None for row in log]
+    assert 0 < sum(left_out) < 6 and left_out == sorted(left_out, reverse=True)  # the first ones, until it is halved
+    assert scale == 2.0 ** (127 - sum(left_out))
+    assert any(not torch.equal(weights[name], fresh[name]) for name in fresh)
+    assert all(torch.isfinite(p).all() for p in weights.values())
+    # the scale is part of the checkpoint
+    again, same, _ = run(tmp_path / "cut", 2.0**127, stops=(1, 3, None))
+    assert [row["grad_norm"] for row in again] == [row["grad_norm"] for row in log]
+    assert all(torch.equal(same[name], weights[name]) for name in weights)
+    # without an overflow the scale changes nothing
+    plain = embedder(small_checkpoint)
+    train.fit(plain, plain_loss(), stream([text_task()], STAGE), STAGE, tmp_path / "plain", progress=False)
+    _, scaled, _ = run(tmp_path / "scaled", 2.0**10)
+    assert all(torch.allclose(p, scaled[name], atol=1e-5) for name, p in trainable(plain).items())
+
+
+def test_a_gradient_that_overflows_at_every_scale_stops_the_run(small_checkpoint, tmp_path):
+    def loss(encode, batch):
+        value = plain_loss()(encode, batch)
+        value.register_hook(lambda gradient: gradient * float("inf"))
+        return value
+
+    model, options = embedder(small_checkpoint), {"accelerator": ScaledAccelerator(8.0), "progress": False}
+    stage = replace(STAGE, steps=20)
+    with pytest.raises(FloatingPointError, match="step 4: the gradient .* compute in bfloat16 or float32"):
+        train.fit(model, loss, stream([text_task()], stage), stage, tmp_path, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_disk_that_is_full_for_a_while_does_not_change_the_weights(small_checkpoint, tmp_path):
+    import resource
+
+    def run(folder, **options):
+        model = embedder(small_checkpoint)
+        train.fit(model, plain_loss(), stream([text_task()], STAGE), STAGE, folder, progress=False, **options)
+        return trainable(model)
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop_after=3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cut/state cannot be written .*free space"):
+            run(tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    weights = run(tmp_path / "cut")
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_not_the_result(small_checkpoint, tmp_path):
+    def run(folder, **options):
+        model = embedder(small_checkpoint)
+        log = train.fit(model, plain_loss(), stream([text_task()], STAGE), STAGE, folder, progress=False, **options)
+        return trainable(model), [row["loss"] for row in log]
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop_after=5)
+    file = tmp_path / "cut/state/state.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="state.safetensors cannot be used.*the checkpoint before it"):
+        weights, losses = run(tmp_path / "cut")
+    assert losses == whole[1] and all(torch.equal(weights[name], whole[0][name]) for name in weights)
 
 
 def test_accumulated_batches_have_the_mean_of_their_gradients(small_checkpoint, tmp_path):
