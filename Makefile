@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=900
 
 .DEFAULT_GOAL := help
-.PHONY: help env run pretrain artifacts demo lab notebooks test test-fast lint clean
+.PHONY: help env run pretrain artifacts demo lab notebooks test test-fast test-hard lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,11 +45,14 @@ lab: env ## the course in JupyterLab
 notebooks: env ## execute the notebooks again, outputs and figures included
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/run_notebooks.py
 
-test: env lint ## every check, every test, every notebook
+test: env lint ## every check, every test but the hard ones, every notebook
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests notebooks $(NBVAL)
 
 test-fast: env ## the tests that take seconds
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not notebook and not browser"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not notebook and not browser and not hard"
+
+test-hard: env ## the tests that take minutes: killed runs, other Pythons (Q3VL_MINI_PYTHONS=path:path)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m hard
 
 lint: env ## style (ruff) and levels (import-linter)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from .stages import RECIPES
 EXAMPLES = """examples:
   q3vl-mini run --preset tiny                       all stages on two CPU cores, and the stage table
   q3vl-mini run --config runs/tiny/config.json --folder runs/again
+  q3vl-mini run --resume --folder runs/tiny         go on after an interruption (so does the same command again)
   q3vl-mini train s1 --set stages.s1.steps=20       one stage, from what earlier ones wrote
   accelerate launch -m q3vl_mini run --preset full  several processes
   q3vl-mini eval s3 --reranker reranker --rows 100  MMEB-mini of saved models
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     names = ", ".join(preset_names())
     source.add_argument("--preset", default="tiny", help=f"one of {names} (default tiny), or a file")
     source.add_argument("--config", type=Path, help="a saved run's config.json, instead of a preset")
+    source.add_argument("--resume", action="store_true", help="go on with the configuration that --folder has")
     config.add_argument("--backbone", help="a folder, a shipped name or a Hub id, instead of the preset's")
     config.add_argument("--folder", type=Path, help="where the run writes (default runs/PRESET)")
     config.add_argument("--seed", type=int, help="instead of the preset's")

@@ -42,7 +42,12 @@ class Outcome(NamedTuple):
 
 def chosen_preset(options: Options) -> Preset:
     """The preset or saved configuration that the options name, with what they change."""
-    preset = load_config(options.config) if options.config else load_preset(options.preset)
+    saved = options.config
+    if options.resume:
+        saved = (options.folder or Path("runs") / options.preset) / "config.json"
+        if not saved.is_file():
+            raise ValueError(f"nothing to resume: there is no {saved}; give the --folder of a run, or start one")
+    preset = load_config(saved) if saved else load_preset(options.preset)
     changes = {"backbone": options.backbone, "seed": options.seed}
     preset = replace(preset, **{name: value for name, value in changes.items() if value is not None})
     return override(preset, options.set or [])

@@ -13,7 +13,6 @@ it is saved as one adapter of the same backbone.
 import json
 import math
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from .checkpoint import claim, load_checkpoint, save_checkpoint
 from .compression import Quantizers
 from .config import Preset, StageConfig, load_config, override
 from .data import Teacher
+from .disk import discard, write_whole
 from .embedder import Embedder
 from .emoji_world import tasks
 from .forward import split_rows
@@ -148,6 +148,7 @@ def finetune(
 
     Raises:
         ValueError, FileNotFoundError: the data or the arguments cannot be used; says what to do.
+        BlockingIOError: another process is at work in the folder. OSError: it cannot be written.
     """
     started = time.monotonic()
     if distil and reranker is None:
@@ -157,73 +158,75 @@ def finetune(
     run = Run(finetune_preset(model, qat, changes), folder, progress, tracker="none")
     if run.accelerator.num_processes > 1:
         raise ValueError(f"finetune runs in one process, not in {run.accelerator.num_processes}; start it plainly")
-    say = print if progress else lambda *_: None
-    base = run.model("raw")
-    found = survey(
-        data,
-        columns=columns,
-        kinds=kinds,
-        media=folder / "media",
-        root=root,
-        may_skip=may_skip,
-        instruction=instruction,
-        budget=run.budget,
-        tokenizer=base.processor.tokenizer,
-        max_length=run.preset.data.max_length,
-        shares=shares,
-        seed=run.preset.seed,
-        progress=progress,
-    )
-    asked = {"reranker": None if reranker is None else str(reranker), "distil": distil, "budget": budget}
-    asked |= {"epochs": epochs, "looks": looks, "patience": patience, "data": found.counts["digest"]}
-    claim(folder / "arguments.json", asked, "a run")
-    found.save(folder)
-    say(found)
-    test, sizes = found.splits["test"], run.preset.data
-    benchmark = tasks.benchmark("test", sizes.test_rows, sizes.test_seed)
-    if sizes.test_documents:
-        benchmark = [quadruple.thin(sizes.test_documents) for quadruple in benchmark]
-    own, general = {}, {}
+    with run.at_work():
+        say = print if progress else lambda *_: None
+        base = run.model("raw")
+        found = survey(
+            data,
+            columns=columns,
+            kinds=kinds,
+            media=folder / "media",
+            root=root,
+            may_skip=may_skip,
+            instruction=instruction,
+            budget=run.budget,
+            tokenizer=base.processor.tokenizer,
+            max_length=run.preset.data.max_length,
+            shares=shares,
+            seed=run.preset.seed,
+            progress=progress,
+        )
+        asked = {"reranker": None if reranker is None else str(reranker), "distil": distil, "budget": budget}
+        asked |= {"epochs": epochs, "looks": looks, "patience": patience, "data": found.counts["digest"]}
+        claim(folder / "arguments.json", asked, "a run")
+        found.save(folder)
+        say(found)
+        test, sizes = found.splits["test"], run.preset.data
+        benchmark = tasks.benchmark("test", sizes.test_rows, sizes.test_seed)
+        if sizes.test_documents:
+            benchmark = [quadruple.thin(sizes.test_documents) for quadruple in benchmark]
+        own, general = {}, {}
 
-    def measure(name: str, embedder: Embedder) -> None:
-        size = sizes.batch_size
-        own[name] = evaluate.evaluate_embedder(embedder, [test], size, progress)
-        general[name] = evaluate.evaluate_embedder(embedder, benchmark, size, progress)
+        def measure(name: str, embedder: Embedder) -> None:
+            size = sizes.batch_size
+            own[name] = evaluate.evaluate_embedder(embedder, [test], size, progress)
+            general[name] = evaluate.evaluate_embedder(embedder, benchmark, size, progress)
 
-    began = time.monotonic()
-    measure(BASE, base)
-    measuring = time.monotonic() - began
-    train = mine(run, base, found.splits["train"])
-    say(f"mined: {train.meta.get('mining', 'graded pairs are not mined')}; what was dropped is in {folder}/mined.json")
-    trainings = 1 + (reranker is not None) + distil
-    validation = found.splits["validation"]
-    job = Job(run, train, validation, spend, epochs, looks, patience, trainings, started, measuring)
-    del base
-    train_embedder(job)
-    tuned = "embedder"
-    has_negatives = any(labels.negatives for labels in train.relevance)
-    if reranker is not None and has_negatives:
-        train_reranker(job, reranker)
-        if distil:
-            distil_embedder(job)
-            tuned = "distilled"
-    elif reranker is not None:
-        say("no reranker is trained: the data has no negatives, and mining found none")
-    position(job, tuned)
-    places = {"merged": folder / "merged" / "model", "fine-tuned": folder / tuned / "model"}
-    for name, place in places.items():
-        measure(name, run.load(place))
-    verdict = judge(own, general, forget)
-    ship = str(places.get(verdict["ship"], model))
-    if reranker is not None and has_negatives:
-        verdict["reranker"] = judge_reranker(run, reranker, run.load(ship), test)
-    verdict |= {"model": str(model), "path": ship, "seconds": round(time.monotonic() - started, 1)}
-    write_json(folder / "verdict.json", verdict, indent=1)
-    (folder / "verdict.md").write_text(verdict_page(verdict), encoding="utf-8")
-    for name, place in places.items():
-        backbone.add_to_card(place, {"verdict": _for_card(verdict, name)})
-    say(verdict_page(verdict))
-    return Finetuned(folder, verdict, ship, found.splits)
+        began = time.monotonic()
+        measure(BASE, base)
+        measuring = time.monotonic() - began
+        train = mine(run, base, found.splits["train"])
+        report = train.meta.get("mining", "graded pairs are not mined")
+        say(f"mined: {report}; what was dropped is in {folder}/mined.json")
+        trainings = 1 + (reranker is not None) + distil
+        validation = found.splits["validation"]
+        job = Job(run, train, validation, spend, epochs, looks, patience, trainings, started, measuring)
+        del base
+        train_embedder(job)
+        tuned = "embedder"
+        has_negatives = any(labels.negatives for labels in train.relevance)
+        if reranker is not None and has_negatives:
+            train_reranker(job, reranker)
+            if distil:
+                distil_embedder(job)
+                tuned = "distilled"
+        elif reranker is not None:
+            say("no reranker is trained: the data has no negatives, and mining found none")
+        position(job, tuned)
+        places = {"merged": folder / "merged" / "model", "fine-tuned": folder / tuned / "model"}
+        for name, place in places.items():
+            measure(name, run.load(place))
+        verdict = judge(own, general, forget)
+        ship = str(places.get(verdict["ship"], model))
+        if reranker is not None and has_negatives:
+            verdict["reranker"] = judge_reranker(run, reranker, run.load(ship), test)
+        verdict |= {"model": str(model), "path": ship, "seconds": round(time.monotonic() - started, 1)}
+        write_json(folder / "verdict.json", verdict, indent=1)
+        write_whole(folder / "verdict.md", verdict_page(verdict))
+        for name, place in places.items():
+            backbone.add_to_card(place, {"verdict": _for_card(verdict, name)})
+        say(verdict_page(verdict))
+        return Finetuned(folder, verdict, ship, found.splits)
 
 
 def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str] = ()) -> Preset:
@@ -358,7 +361,7 @@ def _train(
     facts = {"checks": checks, "best": _best(checks), "training_s": round(time.monotonic() - began, 1)}
     write_json(folder / "metrics.json", facts | {"plan": json.loads(plan.read_text())})
     for left_over in ("state", "best"):
-        shutil.rmtree(folder / left_over)
+        discard(folder / left_over)
 
 
 def _planned(

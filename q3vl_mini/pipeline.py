@@ -34,11 +34,17 @@ def run(
 ) -> Path:
     """All stages, then the stage table: printed, as `results` (JSON; default folder/results.json) and as a figure.
 
-    Goes on where an interrupted run of the same configuration stopped. Returns the path of the results.
+    Goes on where an interrupted run of the same configuration stopped. Returns the path of the results. Raises: see
+    stages.run_stage.
     """
     preset = preset if seed is None else replace(preset, seed=seed)
     r = Run(preset, folder, progress, tracker)
-    results = Path(results or r.folder / "results.json")
+    with r.at_work():
+        return _run(r, Path(results or r.folder / "results.json"), progress)
+
+
+def _run(r: Run, results: Path, progress: bool) -> Path:
+    preset = r.preset
     stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
     last = json.loads(results.read_text())["meta"]["stage_wall_s"] if results.is_file() else {}
     walls = {}

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -27,6 +28,7 @@ from . import backbone, combine, evaluate, merge, mining
 from .compression import Quantizers
 from .config import DataConfig, MiningConfig, Preset, StageConfig, differences, load_config, save_config
 from .data import Teacher, load_quadruple, mixed_batches
+from .disk import alone, discard, lock_of, write_whole, writing
 from .embedder import Embedder
 from .emoji_world import tasks
 from .forward import VisualStore
@@ -44,14 +46,15 @@ from .usable import load_usable
 
 ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
+VECTORS = "vectors-"  # what folders of vectors that mining reads from disk begin with
 ROWS_IN_MEMORY = 200_000  # of a corpus that is mined: 1.6 GB at 2048 dimensions; vectors of a larger one lie on disk
 
 
 class Run:
     """A preset at work in a folder: what all stages share, and where each one's things lie.
 
-    The vision tower is frozen, so one VisualStore serves every stage and both models. Several processes share the
-    folder, so it must be one that all of them see.
+    The vision tower is frozen, so one VisualStore serves every stage and both models. The processes of one run share
+    the folder, so it must be one that all of them see; a second run in it is refused (`at_work`).
 
     tracker: what draws the curves besides log.jsonl: "tensorboard" or another that accelerate knows, "none", or "auto"
     for TensorBoard where it is installed.
@@ -74,18 +77,29 @@ class Run:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         )
         self.is_main = self.accelerator.is_main_process
+        self._lock = lock_of(self.folder)
         file = self.folder / "config.json"
-        if file.is_file() and load_config(file) != preset:
-            changed = differences(load_config(file), preset)
-            raise ValueError(
-                f"{file} is of another configuration: {', '.join(changed)}; give another folder, remove this one, or "
-                f"go on with --config {file}"
-            )
-        if self.is_main:
-            save_config(preset, file)
+        with nullcontext() if file.is_file() else self.at_work():
+            if file.is_file() and load_config(file) != preset:
+                changed = differences(load_config(file), preset)
+                raise ValueError(
+                    f"{file} is of another configuration: {', '.join(changed)}; give another folder, remove this one, "
+                    f"or go on with --config {file}"
+                )
+            if self.is_main and not file.is_file():
+                save_config(preset, file)
         if tracker != "none":
             self.accelerator.init_trackers("curves")
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """To be held while something is written: no other run does then. An error of a full disk names the folder.
+
+        Raises BlockingIOError if another process holds it.
+        """
+        with alone(self._lock) if self.is_main else nullcontext(), writing(self.folder):
+            yield
 
     def model(self, stage: str, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
         """The Embedder or Reranker that a stage wrote; "raw" is the preset's backbone."""
@@ -211,7 +225,7 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
         options = {"batch_size": run.preset.data.batch_size, "progress": run.progress and run.is_main}
 
         def mined(share: Sequence[Quadruple]) -> dict[str, Any]:
-            with TemporaryDirectory(dir=run.folder, prefix="vectors-", ignore_cleanup_errors=True) as folder:
+            with TemporaryDirectory(dir=run.folder, prefix=VECTORS, ignore_cleanup_errors=True) as folder:
                 vectors = evaluate.encoded(miner, share, folder=Path(folder) if large else None, **options)
                 return {q.name: mined_labels(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
 
@@ -268,7 +282,7 @@ def teacher_logits(
     return out
 
 
-def train_contrastive(run: Run, stage: str) -> None:
+def train_contrastive(run: Run, stage: str) -> dict[str, Any]:
     """bootstrap, s0 and s1: mine, then InfoNCE with the terms, or the losses by task, that the config names.
 
     bootstrap only stands in for the existing model that mines stage 1 (GME in the report).
@@ -280,16 +294,16 @@ def train_contrastive(run: Run, stage: str) -> None:
     def loss(encode, batch):
         return embedding_loss(encode, batch, config, **options)
 
-    _train(run, stage, model, loss, mined_data(run, stage), quantizers)
+    return _train(run, stage, model, loss, mined_data(run, stage), quantizers)
 
 
-def train_reranker(run: Run, stage: str = "reranker") -> None:
+def train_reranker(run: Run, stage: str = "reranker") -> dict[str, Any]:
     """The reranker, from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1."""
     model = run.model(run.preset.stages[stage].start, Reranker, trainable=True)
-    _train(run, stage, model, reranker_step, mined_data(run, stage))
+    return _train(run, stage, model, reranker_step, mined_data(run, stage))
 
 
-def distil(run: Run, stage: str = "s2") -> None:
+def distil(run: Run, stage: str = "s2") -> dict[str, Any]:
     """s2: s1 taught by the reranker's logits over one positive and k negatives, computed once and kept."""
     config, file = run.preset.stages[stage], run.folder / stage / "teacher.json"
     quadruples = mined_data(run, stage)
@@ -315,10 +329,10 @@ def distil(run: Run, stage: str = "s2") -> None:
     def loss(encode, batch):
         return distillation_step(encode, batch, config, **options)
 
-    _train(run, stage, model, loss, quadruples, quantizers, teacher)
+    return _train(run, stage, model, loss, quadruples, quantizers, teacher)
 
 
-def merge_models(run: Run, stage: str = "s3") -> None:
+def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
     """s3: Self Positioning of s1 and s2 around the raw backbone, on a probe set of s1's data, as one adapter.
 
     The learned steps of the quantisers are the means of those of s1 and s2.
@@ -347,10 +361,9 @@ def merge_models(run: Run, stage: str = "s3") -> None:
     log = [{"step": i + 1, **row} for i, row in enumerate(found.history)]
     facts = {"a": found.a, "lambda": found.lam, "angle": merge.angle(*vectors), "adapter_error": adapter.error}
     if run.is_main:
-        (run.folder / stage).mkdir(parents=True, exist_ok=True)
-        (run.folder / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        write_whole(run.folder / stage / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
     steps = combine.mean_quantizers(quantizers)
-    _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
+    return _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
 
 
 def batch_stream(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):
@@ -380,7 +393,7 @@ def _train(
     quadruples: list[Quadruple],
     quantizers: Quantizers | None = None,
     teacher: Mapping[str, Teacher] | None = None,
-) -> None:
+) -> dict[str, Any]:
     config, folder, began = run.preset.stages[stage], run.folder / stage, time.monotonic()
     stream = batch_stream(quadruples, config, config.steps * config.accumulate, run.preset.seed, teacher)
     log = fit(
@@ -396,26 +409,26 @@ def _train(
     mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}
     seconds = max(time.monotonic() - began, log[-1]["seconds"])  # the log counts earlier, interrupted tries too
     left_out = {q.name: q.meta["left_out"] for q in quadruples if "left_out" in q.meta}
-    _finish(run, stage, model, log, quantizers, seconds, {"mining": mined, "left_out": left_out})
+    return _finish(run, stage, model, log, quantizers, seconds, {"mining": mined, "left_out": left_out})
 
 
-def _finish(run: Run, stage: str, model, log: list[dict], quantizers, seconds: float, facts: dict[str, Any]) -> None:
-    """Save the model with its card, the curve, and last metrics.json: did it beat what it started from?"""
-    if run.is_main:
-        folder, preset = run.folder / stage, run.preset
-        start = preset.stages[stage].start if stage in preset.stages else "s1"
-        validation = {"before": _validation_of_start(run, start, type(model)), "after": _validate(run, model)}
-        card = {"role": model.role, "template": preset.template, "preset": preset.name, "stage": stage}
-        card |= {"fps": preset.data.fps, "seed": preset.seed, "git": git_revision()}
-        if validation["after"] is not None:
-            card["validation"] = validation
-        backbone.save(folder / "model", model.model, model.processor, card, quantizers)
-        plot_curve(log, folder / "curve.png", stage)
-        final_loss = float(np.mean([row["loss"] for row in log[-20:]]))
-        metrics = {"validation": validation, "final_loss": final_loss, "training_s": round(seconds, 1), **facts}
-        write_json(folder / "metrics.json", metrics)
-        shutil.rmtree(folder / "state", ignore_errors=True)
-    run.accelerator.wait_for_everyone()
+def _finish(
+    run: Run, stage: str, model, log: list[dict], quantizers, seconds: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Save the model with its card, and the curve. Returns the metrics: did it beat what it started from?"""
+    if not run.is_main:
+        return {}
+    folder, preset = run.folder / stage, run.preset
+    start = preset.stages[stage].start if stage in preset.stages else "s1"
+    validation = {"before": _validation_of_start(run, start, type(model)), "after": _validate(run, model)}
+    card = {"role": model.role, "template": preset.template, "preset": preset.name, "stage": stage}
+    card |= {"fps": preset.data.fps, "seed": preset.seed, "git": git_revision()}
+    if validation["after"] is not None:
+        card["validation"] = validation
+    backbone.save(folder / "model", model.model, model.processor, card, quantizers)
+    plot_curve(log, folder / "curve.png", stage)
+    final_loss = float(np.mean([row["loss"] for row in log[-20:]]))
+    return {"validation": validation, "final_loss": final_loss, "training_s": round(seconds, 1), **facts}
 
 
 def _validation_of_start(run: Run, start: str, kind: type) -> float | None:
@@ -459,16 +472,29 @@ RECIPES = {
 
 
 def run_stage(run: Run, stage: str) -> dict[str, Any]:
-    """Run one stage unless it is finished; returns its metrics with the wall time of all it did."""
+    """Run one stage unless it is finished; returns its metrics with the wall time of all it did.
+
+    metrics.json is written last, in one move: a stage killed before goes on from its checkpoint.
+
+    Raises:
+        ValueError: there is no such stage. BlockingIOError: another process is at work in the folder.
+        OSError: it cannot be written. FloatingPointError: see train.fit.
+    """
     if stage not in RECIPES:
         raise ValueError(f"no stage {stage!r}; the stages are {list(RECIPES)}")
     if stage != "s3" and stage not in run.preset.stages:
         raise ValueError(f"the preset {run.preset.name!r} has no [stages.{stage}]; it has {list(run.preset.stages)}")
-    if not run.finished(stage):
-        began = time.monotonic()
-        RECIPES[stage](run)
+    with run.at_work():
+        if not run.finished(stage):
+            if run.is_main:
+                for left_over in run.folder.glob(f"{VECTORS}*"):  # of a run that was killed while it mined
+                    shutil.rmtree(left_over, ignore_errors=True)
+            began = time.monotonic()
+            metrics = RECIPES[stage](run)
+            if run.is_main:
+                metrics["wall_s"] = round(time.monotonic() - began, 1)
+                write_json(run.folder / stage / "metrics.json", metrics)
+            run.accelerator.wait_for_everyone()
         if run.is_main:
-            metrics = run.metrics(stage) | {"wall_s": round(time.monotonic() - began, 1)}
-            write_json(run.folder / stage / "metrics.json", metrics)
-        run.accelerator.wait_for_everyone()
-    return run.metrics(stage)
+            discard(run.folder / stage / "state")
+        return run.metrics(stage)

@@ -6,78 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from fake_world import FAKE, enter_fake_world, fake_quadruple, small_preset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, cli, pipeline, stages
-from q3vl_mini.config import (
-    DataConfig,
-    MergeConfig,
-    MiningConfig,
-    Preset,
-    StageConfig,
-    load_config,
-    load_preset,
-    preset_names,
-    save_config,
-)
+from q3vl_mini.config import load_config, load_preset, preset_names, save_config
+from q3vl_mini.disk import alone, lock_of
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.public_data.sets import SETS
-from q3vl_mini.records import Quadruple, Relevance
 from q3vl_mini.reranker import Reranker
-
-WORDS = "red cat green apple blue dog white horse small tree old house new car tall ship".split()
-FAKE = {"find": "image_ret", "look": "text_ret", "name": "image_cls", "alike": "sts"}
-
-
-def fake_quadruple(name, split="train", n=8, seed=0):
-    rng = np.random.default_rng([seed, len(split), len(name)])
-    pictures = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(n)]
-    texts = [{"text": f"{WORDS[i % 16]} {i}"} for i in range(n)]
-    images = [{"image": picture} for picture in pictures]
-    queries, corpus = {"find": (texts, images), "name": (images, texts)}.get(name, (texts, [dict(t) for t in texts]))
-    scores = {"scores": None}
-    relevance = []
-    for i in range(n):
-        scores = (i / n,) if name == "alike" else None
-        relevance.append(Relevance((i,), () if scores else ((i + 1) % n,), scores))
-    return Quadruple(name, FAKE[name], "Find it.", queries, corpus, relevance)
 
 
 @pytest.fixture
 def fake_world(monkeypatch):
-    info = {name: tasks.TaskInfo(column, "Find it.", None) for name, column in FAKE.items()}
-    monkeypatch.setattr(tasks, "TASKS", info)
-    monkeypatch.setattr(tasks, "build", fake_quadruple)
-    monkeypatch.setattr(tasks, "benchmark", lambda split, n, seed: [fake_quadruple(k, split, 10, seed) for k in FAKE])
-    styles = [replace(fake_quadruple("find", "test", 12, i), name=f"unseen/{i}") for i in (1, 2)]
-    monkeypatch.setattr(tasks, "unseen_styles", lambda seed: styles)
-
-
-def small_preset(checkpoint):
-    base = StageConfig(steps=3, batch_size=4, n_negatives=1, lr=5e-3, tasks={"find": 8, "look": 8}, checkpoint_every=2)
-    mining = MiningConfig("bootstrap", k=8, t_plus=-1.0, delta_minus=1.0, n_negatives=3)
-    every = ("query_document", "query_query", "document_document")
-    by_s0 = replace(mining, miner="s0")
-    return Preset(
-        name="fake",
-        backbone=str(checkpoint),
-        dims=(0, 32),
-        quantizers={"int8": 0.5},
-        lora_rank=4,
-        lora_alpha=4,
-        stages={
-            "bootstrap": base,
-            "s0": replace(base, terms=every, mining=mining),
-            "s1": replace(base, start="s0", tasks=dict.fromkeys(FAKE, 8), loss_per_task=True, mining=by_s0),
-            "reranker": replace(base, tasks={"find": 8}, mining=by_s0),
-            "s2": replace(base, start="s1", tasks={"find": 6}, mining=replace(mining, miner="s1")),
-        },
-        data=DataConfig(test_rows=10, validation_rows=4, rerank_top_k=3, batch_size=8),
-        merge=MergeConfig(steps=2, probe=8, rank=8),
-    )
+    enter_fake_world(monkeypatch.setattr)
 
 
 def test_one_command_runs_all_stages_and_writes_the_results(
@@ -140,9 +84,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
         assert [teacher[str(i)][str(d)] for d in (positives[0], negatives[0])] == pytest.approx(margins, abs=1e-4)
 
     # again: nothing is trained or evaluated a second time, and the saved configuration gives the same results
-    times = {
-        file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and file.name != "config.json"
-    }
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and file.name != ".lock"}
     cli.main(
         ["run", "--config", str(folder / "config.json"), "--folder", str(folder), "--results", str(results), "--quiet"]
     )
@@ -163,10 +105,7 @@ def test_checkpointing_changes_memory_and_not_the_training(small_checkpoint, fak
 
 
 def worker(rank, checkpoint, folder):
-    info = {name: tasks.TaskInfo(column, "Find it.", None) for name, column in FAKE.items()}
-    tasks.TASKS, tasks.build = info, fake_quadruple
-    tasks.benchmark = lambda split, n, seed: [fake_quadruple(k, split, 10, seed) for k in FAKE]
-    tasks.unseen_styles = lambda seed: [replace(fake_quadruple("find", "test", 12, 1), name="unseen/1")]
+    enter_fake_world()
     pipeline.run(small_preset(checkpoint), folder, progress=False, tracker="none")
 
 
@@ -196,6 +135,41 @@ def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_wor
     changed = replace(preset, seed=9, stages={**preset.stages, "s0": replace(preset.stages["s0"], lr=0.25)})
     with pytest.raises(ValueError, match=r"another configuration: seed 0 -> 9, stages\.s0\.lr 0\.005 -> 0\.25"):
         stages.Run(changed, tmp_path, progress=False)
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(small_checkpoint, fake_world, tmp_path, capsys):
+    save_config(small_preset(small_checkpoint), tmp_path / "fake.json")
+    (tmp_path / "pairs.csv").write_text("query,positive\na,b\n")
+    begun, new = tmp_path / "begun", tmp_path / "new"
+    stages.Run(small_preset(small_checkpoint), begun, progress=False, tracker="none")
+    options = ["--config", str(tmp_path / "fake.json"), "--quiet", "--tracker", "none"]
+    commands = [["run", *options], ["train", "bootstrap", *options], ["pretrain"]]
+    commands += [["finetune", str(tmp_path / "pairs.csv"), "--model", str(small_checkpoint), "--quiet"]]
+    for folder in (begun, new):
+        with alone(lock_of(folder)):
+            before = sorted(folder.rglob("*"))
+            for command in commands if folder is new else commands[:2]:
+                assert cli.main([*command, "--folder", str(folder)]) == 1
+                assert f"another process is at work in {folder}" in capsys.readouterr().err
+            assert sorted(folder.rglob("*")) == before
+
+
+def test_resume_goes_on_with_the_configuration_of_the_folder(small_checkpoint, fake_world, tmp_path, capsys):
+    resume = ["train", "bootstrap", "--resume", "--folder", str(tmp_path / "run"), "--quiet", "--tracker", "none"]
+    assert cli.main(resume) == 1 and "nothing to resume" in capsys.readouterr().err
+    stages.Run(small_preset(small_checkpoint), tmp_path / "run", progress=False, tracker="none")
+    assert cli.main(resume) == 0
+    assert (tmp_path / "run/bootstrap/metrics.json").is_file()
+    assert cli.main([*resume, "--set", "stages.s0.lr=0.25"]) == 1
+    assert "stages.s0.lr 0.005 -> 0.25" in capsys.readouterr().err
+
+
+def test_what_a_killed_mining_left_behind_is_cleared_away(small_checkpoint, fake_world, tmp_path):
+    run = stages.Run(small_preset(small_checkpoint), tmp_path, progress=False, tracker="none")
+    (tmp_path / "vectors-abc").mkdir()
+    (tmp_path / "vectors-abc" / "corpus.npy").write_bytes(b"large")
+    stages.run_stage(run, "bootstrap")
+    assert not (tmp_path / "vectors-abc").exists()
 
 
 def test_a_stage_without_its_forerunner_says_what_to_run(small_checkpoint, fake_world, tmp_path):
