@@ -22,9 +22,10 @@ from torch import nn
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
-from .checkpoint import replacing
+from .attention import BY_LENGTH
 from .compression import Quantizers
 from .config import data_dir
+from .disk import replacing, write_whole
 from .templates import EMBEDDER_TEMPLATES, RERANKER_TEMPLATES, choose
 from .vision import speed_up
 
@@ -129,7 +130,7 @@ def load(
     """A checkpoint, full or adapter, ready to run.
 
     An adapter's base is found by the same rule as the checkpoint (`resolve`), also relative to the adapter's folder.
-    The vision tower is frozen and gets the faster forward of vision.py. Attention is "eager" on CPU, on a GPU
+    The vision tower is frozen and gets the faster forward of vision.py. Attention is attention.py's on CPU, on a GPU
     FlashAttention 2 if installed, else "sdpa". Weights are read from safetensors only.
 
     Args:
@@ -150,7 +151,7 @@ def load(
     if (folder / ADAPTER_CONFIG).is_file():
         base_folder, base_name = _base(folder)
         model = _load_full(base_folder, base_name, device, dtype)
-        _require_file(folder, ADAPTER_WEIGHTS)
+        _require_weights(folder, ADAPTER_WEIGHTS)
         model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = base_name
     else:
@@ -178,7 +179,7 @@ def load_beside(loaded: Backbone, name_or_path: str | Path, adapter_name: str) -
     folder, name = _find(name_or_path)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{name} is no adapter (no {ADAPTER_CONFIG}), so it has weights of its own; load() it")
-    _require_file(folder, ADAPTER_WEIGHTS)
+    _require_weights(folder, ADAPTER_WEIGHTS)
     base_folder, base_name = _base(folder)
     files = _weights_files(folder, base_folder)
     if files[-1:] != loaded.files[-1:]:  # the base's come last
@@ -237,9 +238,22 @@ def _require_file(folder: Path, name: str) -> None:
         raise FileNotFoundError(f"{folder} has no {name}; is it a checkpoint, saved as safetensors?")
 
 
+def _require_weights(folder: Path, name: str) -> None:
+    """`_require_file`; where there are weights in files that run code when they are read, the error names these."""
+    pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
+    if pickles and not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {name} but {', '.join(pickles)}, which can run code when read, so it is not read here; "
+            "load it where you trust it, and save it again as safetensors (save_pretrained of transformers or peft)"
+        )
+    _require_file(folder, name)
+
+
 def _load_full(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
     _require_file(folder, "config.json")
-    text = "eager"  # on CPU and short prompts faster than sdpa
+    if not any(folder.glob("model*.safetensors")):
+        _require_weights(folder, "model.safetensors")
+    text = BY_LENGTH
     if device.type != "cpu":
         text = "flash_attention_2" if is_flash_attn_2_available() and dtype != torch.float32 else "sdpa"
     model = Qwen3VLForConditionalGeneration.from_pretrained(
@@ -302,8 +316,8 @@ def add_to_card(folder: str | Path, entries: Mapping[str, Any]) -> None:
     """Write more entries, such as measured scores, into the card and the README.md of a saved checkpoint."""
     folder = Path(folder)
     card = json.loads((folder / CARD_FILE).read_text()) | dict(entries)
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    (folder / "README.md").write_text(model_card(folder.name, card))
+    write_whole(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "README.md", model_card(folder.name, card))
 
 
 def cast_file(file: Path, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from .backbone import CARD_FILE, Backbone, inner, load, resolve, save
 from .chat_template import chat_template
-from .checkpoint import replacing
+from .disk import replacing
 from .hub_card import Exported, hub_card
 from .media import PIXELS, MediaBudget
 from .sentence_transformers_files import write_embedder_files, write_reranker_files

@@ -5,9 +5,11 @@ vocabulary logits are computed: both models need only hidden states after the fi
 """
 
 import math
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from .templates import Content, Template, choose
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")  # of `pad`, each (B, T)
 PATCHES_AT_ONCE = 16_384  # that the vision tower takes in one call: bounds its memory
 CPU_CALL, GPU_CALL = 32, 2048  # tokens that cost as much as another forward, which on a GPU had better be large
+TOKENS_AT_ONCE = 65_536  # that a forward without gradient takes in one call
 
 
 def as_instance(item: Any, where: str) -> Instance:
@@ -75,7 +78,8 @@ def measure(
 ) -> tuple[list[Content], list[Visual]]:
     """Contents and visuals of the instances that share one prompt; images, and videos, in the prompt's order.
 
-    A visual that `store` or `seen` (those of this batch; it grows) knows is not rendered again.
+    A visual that `store` or `seen` (those of this batch; it grows) knows is not rendered again. Visuals that would
+    leave no room for each other in `max_length` tokens are made smaller, with a warning (MediaBudget.shared).
     """
 
     def known(key: Hashable) -> Visual | None:
@@ -83,6 +87,7 @@ def measure(
 
     values = [[(kind, as_list(x.get(kind), kind)) for kind in ("video", "image")] for x in instances]
     count = {kind: sum(len(v) for fields in values for k, v in fields if k == kind) for kind in ("video", "image")}
+    own = budget
     budget = budget.shared(count["image"], count["video"], max_length) if any(count.values()) else budget
     contents, visuals = [], []
     for instance, fields, name in zip(instances, values, names, strict=True):
@@ -100,7 +105,20 @@ def measure(
                 _texts(instance.get("text"), name),
             )
         )
+    if budget != own and any(_at_limit(visual, budget) for visual in visuals):
+        warnings.warn(
+            f"the pictures and videos of a prompt share its {max_length} tokens, and some are scaled down to fit; to "
+            "show them larger raise max_length, or give fewer in one item",
+            stacklevel=2,
+        )
     return contents, visuals
+
+
+def _at_limit(visual: Visual, budget: MediaBudget) -> bool:
+    """Whether a visual is as large as its budget lets it be: one more row and column of tokens would not fit."""
+    t, h, w = visual.grid_thw
+    limit = budget.image_max_tokens if visual.kind == "image" else budget.video_max_tokens
+    return t * (h // 2 + 1) * (w // 2 + 1) > limit
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
@@ -187,7 +205,8 @@ class VisualStore:
     """What a frozen vision tower made of each visual, by `Visual.key`: its tokens and its DeepStack features.
 
     Holds at most `max_bytes`, then stops storing: every epoch visits everything once, so evicting would only trade
-    one picture for another. One store belongs to one tower; embedder, reranker and stages may share it.
+    one picture for another. One store belongs to one tower; embedder, reranker and stages may share it, and so may
+    threads, except that `clear` must be alone.
 
     Args:
         dtype: that of the stored features; None is the tower's own.
@@ -201,6 +220,7 @@ class VisualStore:
     ):
         self.max_bytes, self.dtype, self.device = max_bytes, dtype, device
         self.nbytes = 0
+        self._adding = Lock()
         self._visuals: dict[Hashable, Visual] = {}
         self._features: dict[Hashable, Tensor] = {}
 
@@ -223,15 +243,16 @@ class VisualStore:
 
     def add(self, visual: Visual, features: Tensor) -> bool:
         """Keep the features of a visual, if there is room; whether they are kept."""
-        if visual.key in self._features:
+        with self._adding:
+            if visual.key in self._features:
+                return True
+            features = features.detach().to(device=self.device, dtype=self.dtype, copy=True)
+            if self.nbytes + features.nbytes > self.max_bytes:
+                return False
+            self.nbytes += features.nbytes
+            self._features[visual.key] = features.contiguous()  # before the visual, which others look up first
+            self._visuals[visual.key] = Visual(visual.kind, visual.grid_thw, visual.timestamps, visual.key)
             return True
-        features = features.detach().to(device=self.device, dtype=self.dtype, copy=True)
-        if self.nbytes + features.nbytes > self.max_bytes:
-            return False
-        self.nbytes += features.nbytes
-        self._features[visual.key] = features.contiguous()
-        self._visuals[visual.key] = Visual(visual.kind, visual.grid_thw, visual.timestamps, visual.key)
-        return True
 
 
 def visual_outputs(
@@ -395,7 +416,8 @@ class PromptModel(nn.Module):
     """What Embedder and Reranker share: a loaded checkpoint, its template, and one state a prompt.
 
     Training uses two methods of theirs: `collate` (cheap, no gradient) and `forward` (with gradient). They are
-    Modules, so that accelerate can wrap them; learned steps (`quantizers`) are not among their parameters.
+    Modules, so that accelerate can wrap them; learned steps (`quantizers`) are not among their parameters. They start
+    in eval mode, and several threads may then use one at the same time.
 
     Args:
         path: a folder, a shipped name or a Hub id (backbone.resolve).
@@ -460,6 +482,7 @@ class PromptModel(nn.Module):
         self.autocast, self.max_length = autocast, max_length or self.default_max_length
         trained = {"fps": self.card["fps"]} if "fps" in self.card else {}
         self.budget, self.store = budget or MediaBudget(**trained), store
+        self.eval()
 
     @property
     def template(self) -> str:
@@ -492,13 +515,14 @@ class PromptModel(nn.Module):
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         outputs: dict[int, np.ndarray] = {}
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         try:
             with torch.inference_mode(), tqdm(total=len(order), unit=unit, disable=not bar) as progress:
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
                     inputs = self.collate([items[i] for i in rows], instruction, [f"{unit} {i}" for i in rows])
-                    made = self(inputs).cpu().numpy()
+                    made = torch.cat([self(part) for part in split_rows(inputs, TOKENS_AT_ONCE)]).cpu().numpy()
                     wrong = [i for i, output in zip(rows, made, strict=True) if not np.isfinite(output).all()]
                     if wrong:
                         raise ValueError(
@@ -508,5 +532,6 @@ class PromptModel(nn.Module):
                     outputs.update(zip(rows, made, strict=True))
                     progress.update(len(rows))
         finally:
-            self.train(was_training)
+            if was_training:  # else other threads may be at it
+                self.train()
         return outputs

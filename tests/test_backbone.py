@@ -80,7 +80,7 @@ def test_names_work_without_any_data(monkeypatch, small_checkpoint):
 
 def test_a_checkpoint_loads_for_the_cpu(base):
     assert base.model.dtype == torch.float32
-    assert base.model.config.text_config._attn_implementation == "eager"
+    assert base.model.config.text_config._attn_implementation == "by_length"
     assert not base.model.training
     assert not any(p.requires_grad for p in base.model.model.visual.parameters())
     assert base.card == {"template": "released"}  # a checkpoint without a card is an original one

@@ -1,4 +1,4 @@
-"""Readers beside a writer, of a saved index, an index in memory and a LanceStore."""
+"""Readers beside a writer, of a saved index, an index in memory and a LanceStore; one model in several threads."""
 
 import multiprocessing
 import threading
@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from q3vl_mini.embedder import Embedder
+from q3vl_mini.forward import VisualStore
 from q3vl_mini.index import Index
+from q3vl_mini.reranker import Reranker
 from q3vl_mini.stores import LanceStore
 
 N, DIM = 40, 16
@@ -99,3 +102,63 @@ def test_threads_search_an_index_while_another_changes_it(precision):
         for job in [pool.submit(look), pool.submit(look), pool.submit(change)]:
             job.result(timeout=120)
     assert version_of(index) == 79 and len(set(versions)) > 1  # they did meet
+
+
+# --- one model in several threads ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+
+    def picture(size):
+        return Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+
+    shared = picture((64, 96))
+    return [
+        ["a red cat", "12 green apples " * 20, {"text": "x", "instruction": "Find the answer."}],
+        [{"image": shared}, {"image": picture((96, 64))}, {"text": "a picture", "image": picture((64, 64))}],
+        [{"image": shared, "text": "what is this?"}, "words"],
+        [{"video": [picture((64, 64)) for _ in range(4)]}, {"image": shared}],
+    ]
+
+
+@pytest.mark.parametrize("store", [None, "shared"])
+def test_an_embedder_used_by_four_threads_gives_the_vectors_of_one(small_checkpoint, inputs, store):
+    embedder = Embedder(small_checkpoint, store=VisualStore() if store else None)
+    expected = [Embedder(small_checkpoint).encode(items) for items in inputs]
+    assert not embedder.training
+    training = set()
+    for module in embedder.modules():
+        module.register_forward_pre_hook(lambda module, _: training.add(module.training))
+    jobs = [i % 4 for i in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: embedder.encode(inputs[i]), jobs))
+    assert training == {False}
+    for i, vectors in zip(jobs, found, strict=True):
+        if store is None:
+            np.testing.assert_array_equal(vectors, expected[i])
+        else:  # which pictures went through the tower together depends on who came first
+            np.testing.assert_allclose(vectors, expected[i], atol=1e-5)
+    if store:
+        keys = embedder.store._features
+        assert embedder.store.nbytes == sum(x.nbytes for x in keys.values()) and len(keys) == 4
+
+
+def test_a_reranker_used_by_four_threads_gives_the_margins_of_one(small_checkpoint, inputs):
+    reranker = Reranker(small_checkpoint)
+    pairs = [[("a red cat", item) for item in items] for items in inputs]
+    expected = [reranker.logits(some) for some in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: reranker.logits(pairs[i % 4]), range(16)))
+    for i, margins in enumerate(found):
+        np.testing.assert_array_equal(margins, expected[i % 4])
+
+
+def test_a_model_in_training_comes_back_to_it_after_an_encode(small_checkpoint):
+    embedder = Embedder(small_checkpoint)
+    embedder.train()
+    embedder.encode(["a"])
+    assert embedder.training and embedder.model.training
