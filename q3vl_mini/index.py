@@ -15,6 +15,7 @@ the codes: on disk if the index was opened from there, where only the candidates
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ class Index(Store):
         sizes = {name: part.ntotal * part.code_size for name, part in self._parts.items()}
         return {"codes": sizes.get(CODES, 0), "vectors": sizes[VECTORS]}
 
+    @wraps(Store.add)
     def add(self, *entries, **options) -> None:
-        """See Store.add."""
         with self._turns.writing():
             super().add(*entries, **options)
 

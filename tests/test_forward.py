@@ -229,7 +229,8 @@ def test_a_wrong_item_is_named_with_the_remedy(embedder, item, message):
 def test_many_pictures_in_one_item_are_made_to_fit(embedder):
     embedder.max_length, embedder.budget = 600, MediaBudget(image_max_tokens=200)
     alone = embedder.collate([{"image": Drawing(0, 400, 400)}])
-    many = embedder.collate([{"image": [Drawing(i, 400, 400) for i in range(6)]}])
+    with pytest.warns(UserWarning, match="share its 600 tokens"):
+        many = embedder.collate([{"image": [Drawing(i, 400, 400) for i in range(6)]}])
     assert alone["visuals"][0].n_tokens == 144 and len(many["visuals"]) == 6
     assert many["input_ids"].shape[1] <= 600 and sum(v.n_tokens for v in many["visuals"]) > 200
 

@@ -214,6 +214,7 @@ def test_batches_of_like_length_hold_every_dialogue_once():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
 def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_after_an_interruption(tmp_path):
     vision = VisionConfig(steps=2, batch=8)
     language = LanguageConfig(short_steps=1, short_batch=4, short_round=2, steps=2, batch=4, round=2)

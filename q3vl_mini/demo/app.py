@@ -78,7 +78,9 @@ def build(
                 gr.Markdown(ABOUT)
         blocks.load(page.arrive, visitor, [visitor, place, compared_place, map_place, chosen], show_progress="hidden")
         blocks.load(page.widest, model, [dim, *dims], show_progress="hidden")
-    guard(blocks, remote)
+    for block in blocks.blocks.values():
+        block.keep_in_cache |= block.temp_files  # what the page itself shows, such as icons, while uploads are deleted
+    guard(remote)
     return blocks.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 

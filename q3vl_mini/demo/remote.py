@@ -14,11 +14,13 @@ from contextlib import closing, contextmanager
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Timer
-from types import MethodType
 from urllib.parse import urljoin, urlsplit
 
 import gradio as gr
+import httpx
+from gradio import processing_utils
 
 SCHEMES = {"http": 80, "https": 443}
 LIMIT = 50 * 2**20  # bytes
@@ -132,29 +134,21 @@ def _connected(host: str, port: int, seconds: float) -> socket.socket:
     return socket.create_connection((numbers[0], port), seconds)
 
 
-def guard(blocks: gr.Blocks, remote: bool) -> None:
-    """Let no component of a page fetch an address by itself, as Gradio's do for whoever calls them without the page.
+def guard(remote: bool) -> None:
+    """Let Gradio fetch no address by itself, as its components do for whoever calls them without the page.
 
-    remote: `fetch` it instead. What the page itself shows, such as icons, is kept while uploads are deleted.
+    remote: `fetch` it instead. It holds for the process: Gradio makes components anew for each session, so what is set
+    on those of a page would be lost.
     """
 
-    def watched(block: gr.blocks.Block) -> MethodType:
-        own = block.async_move_resource_to_block_cache
+    async def get(url: str) -> httpx.Response:
+        if not remote:
+            raise gr.Error(OFF)
+        try:
+            with TemporaryDirectory() as folder:
+                content = (await asyncio.to_thread(fetch, url, folder)).read_bytes()
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        return httpx.Response(200, content=content, request=httpx.Request("GET", url))
 
-        async def taken(self: gr.blocks.Block, resource: str | Path | None) -> str | None:
-            if resource is None or not str(resource).lower().startswith(("http:", "https:")):
-                return await own(resource)
-            if not remote:
-                raise gr.Error(OFF)
-            try:
-                file = await asyncio.to_thread(fetch, str(resource), Path(self.GRADIO_CACHE) / "remote")
-            except ValueError as error:
-                raise gr.Error(str(error)) from error
-            self.temp_files.add(str(file))
-            return str(file)
-
-        return MethodType(taken, block)
-
-    for block in blocks.blocks.values():
-        block.keep_in_cache |= block.temp_files
-        block.async_move_resource_to_block_cache = watched(block)
+    processing_utils.async_ssrf_protected_get = get
