@@ -455,7 +455,8 @@ def _vectors(
     return encode_to_file(encode, items, folder / file)
 
 
-def _by_column(results: Iterable[DatasetResult]) -> dict[str, ColumnResult]:
+def by_column(results: Iterable[DatasetResult]) -> dict[str, ColumnResult]:
+    """The data sets of each column together, in the order of COLUMNS."""
     groups: dict[str, list[DatasetResult]] = {}
     for result in results:
         groups.setdefault(result.column, []).append(result)
@@ -470,7 +471,7 @@ def evaluate_embedder(
     Taught in notebooks/14
     """
     rows = encoded(embedder, quadruples, batch_size=batch_size, progress=progress, **options)
-    return _by_column(score_quadruple(queries, corpus, quadruple) for quadruple, queries, corpus in rows)
+    return by_column(score_quadruple(queries, corpus, quadruple) for quadruple, queries, corpus in rows)
 
 
 def evaluate_reranker(
@@ -488,4 +489,4 @@ def evaluate_reranker(
     Taught in notebooks/14
     """
     rows = encoded(embedder, quadruples, batch_size=batch_size, progress=progress, folder=folder)
-    return _by_column(rerank_quadruple(reranker, q, queries, corpus, top_k=top_k) for q, queries, corpus in rows)
+    return by_column(rerank_quadruple(reranker, q, queries, corpus, top_k=top_k) for q, queries, corpus in rows)

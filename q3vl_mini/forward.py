@@ -480,8 +480,7 @@ class PromptModel(nn.Module):
         self.model, self.processor = backbone.model, backbone.processor
         self.backbone = backbone
         self.autocast, self.max_length = autocast, max_length or self.default_max_length
-        trained = {"fps": self.card["fps"]} if "fps" in self.card else {}
-        self.budget, self.store = budget or MediaBudget(**trained), store
+        self.budget, self.store = budget or MediaBudget(fps=self.card.get("fps", MediaBudget.fps)), store
         self.eval()
 
     @property

@@ -96,7 +96,8 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                 styles = tasks.unseen_styles(data.test_seed)
                 run.store.clear()  # training's pictures make room for the test's, which every model looks at
             embedder = "s3" if name == "s3+reranker" else name
-            model, vectors = run.model(embedder), folder / embedder
+            # two processes must not write the same vectors
+            model, vectors = run.model(embedder), folder / (embedder if world == 1 else name)
             if name == "s3+reranker":
                 columns = evaluate.evaluate_reranker(
                     run.model("reranker", Reranker),
@@ -112,7 +113,7 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                 columns = evaluate.evaluate_embedder(model, benchmark, data.batch_size, run.progress, folder=vectors)
                 single = unseen_scores(model, styles, data.batch_size, vectors)
             content = {"columns": report.result_records({name: columns})[name], "unseen_styles": single}
-            content["wall_s"] = round(time.monotonic() - began, 1)
+            content |= {"wall_s": round(time.monotonic() - began, 1), "peak_rss_mb": peak_memory_mb()}
             report.write_json(file, content)
     run.accelerator.wait_for_everyone()
     for name in names:
@@ -134,7 +135,9 @@ def unseen_scores(
 
 
 def run_meta(run: Run, walls: Mapping[str, float]) -> dict[str, Any]:
-    """`meta` of the results: what ran, on what, for how long."""
+    """`meta` of the results: what ran, on what, for how long; memory is that of the largest process that had a part."""
+    parts = [*run.folder.glob("*/metrics.json"), *(run.folder / "evaluation").glob("*.json")]
+    peaks = [json.loads(file.read_text()).get("peak_rss_mb", 0) for file in parts]
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
     return {
         "git": report.git_revision(),
@@ -144,6 +147,6 @@ def run_meta(run: Run, walls: Mapping[str, float]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "computed_in": str(run.autocast or run.preset.dtype or torch.float32).removeprefix("torch."),
         "wall_s": round(sum(walls.values()), 1),
-        "peak_rss_mb": peak_memory_mb(),
+        "peak_rss_mb": max(peak_memory_mb(), *peaks),
         "stage_wall_s": dict(walls),
     }

@@ -48,6 +48,14 @@ class Rejected(ValueError):
         self.reason, self.detail = reason, detail
 
 
+ENOUGH_ROWS = 50  # of which a share means something
+
+
+def too_many(unusable: int, rows: int, may_skip: float) -> bool:
+    """Whether a job should stop: of ENOUGH_ROWS or more rows, more than the share `may_skip` cannot be used."""
+    return rows >= ENOUGH_ROWS and unusable > may_skip * rows
+
+
 @dataclass(frozen=True)
 class Relevance:
     """Labels of one query: rows of the corpus, by position.

@@ -1,6 +1,7 @@
 """What is reported of models and runs: records, the stage table, the results file, the figures."""
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -114,6 +115,22 @@ def write_results(
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
     """Write JSON in one move, so that what exists is whole; `options` go to json.dumps."""
     write_whole(Path(path), json.dumps(content, **options) + "\n")
+
+
+MARKED = re.compile(r"(<!-- ([\w:-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)  # a table in a page
+
+
+def fill(page: str, tables: Mapping[str, str]) -> str:
+    """The page with each table between its two markers, <!-- NAME:begin --> and <!-- NAME:end -->."""
+    return MARKED.sub(lambda m: m[1] + tables.get(m[2], "Not measured yet.\n") + m[3], page)
+
+
+def rewrite(page: Path, text: str, check: bool = False) -> bool:
+    """Make `text` the page, or with `check` only compare; whether it was that before."""
+    same = page.read_text(encoding="utf-8") == text
+    if not (check or same):
+        page.write_text(text, encoding="utf-8")
+    return same
 
 
 def git_revision() -> str:

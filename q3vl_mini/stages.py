@@ -34,7 +34,7 @@ from .emoji_world import tasks
 from .forward import VisualStore
 from .lora import fold_lora
 from .losses import info_nce
-from .machine import fast_cpu_dtype
+from .machine import fast_cpu_dtype, peak_memory_mb
 from .media import MediaBudget
 from .public_data.gather import prepare
 from .public_data.sets import SETS
@@ -492,7 +492,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
             began = time.monotonic()
             metrics = RECIPES[stage](run)
             if run.is_main:
-                metrics["wall_s"] = round(time.monotonic() - began, 1)
+                metrics |= {"wall_s": round(time.monotonic() - began, 1), "peak_rss_mb": peak_memory_mb()}
                 write_json(run.folder / stage / "metrics.json", metrics)
             run.accelerator.wait_for_everyone()
         if run.is_main:

@@ -16,14 +16,13 @@ from tqdm.auto import tqdm
 from .likeness import Likeness
 from .media import MediaBudget, as_list
 from .pairs import SPLITS, Fault, Pair, read_pairs
-from .records import MODALITIES, Instance, Quadruple, is_empty
+from .records import MODALITIES, Instance, Quadruple, is_empty, too_many
 from .report import write_json
 from .sheets import contact_sheet
 from .splits import SHARES, assign, task_of, to_quadruple
 
 SHARED_SHOWN = 10  # documents with many queries that are listed
 LISTED = 200  # faults in the page; all are in the JSON
-EARLIEST_STOP = 50  # rows that are read before a share of unusable ones means anything
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def survey(
     """Read, check and split a person's data. Arguments of reading: see pairs.read_pairs.
 
     Args:
-        may_skip: share of the rows that may be unusable; more of the first EARLIEST_STOP, or later, stop the reading.
+        may_skip: share of the rows that may be unusable; more of the first records.ENOUGH_ROWS, or later, stop the
+            reading.
         instruction: the task in a sentence, for rows without their own.
         budget: what visuals are scaled to, for the count of visual tokens. tokenizer, max_length: of the model, for
             the count of text tokens and of what would be cut.
@@ -125,8 +125,8 @@ def survey(
 
 
 def _check_left_out(read: int, used: int, may_skip: float, faults: Sequence[Fault]) -> None:
-    """ValueError once more than the share `may_skip` of at least EARLIEST_STOP rows cannot be used."""
-    if read >= EARLIEST_STOP and read - used > may_skip * read:
+    """ValueError once too many rows cannot be used (records.too_many)."""
+    if too_many(read - used, read, may_skip):
         kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(fault.kind for fault in faults).most_common())
         raise ValueError(
             f"{read - used} of the first {read} rows cannot be used ({kinds}; the first is {faults[0]}); mend them, or "

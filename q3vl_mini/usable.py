@@ -12,10 +12,9 @@ import numpy as np
 
 from .data import LeftOut, StoredInstances, load_quadruple
 from .media import MediaBudget, as_list, load_image, load_video
-from .records import Instance, Quadruple, Relevance, text_problem, validate_instance, validate_labels
+from .records import Instance, Quadruple, Relevance, text_problem, too_many, validate_instance, validate_labels
 
 SHOWN = 20  # reasons in the report
-EARLIEST_STOP = 50  # rows of which a share means something; of fewer, all but one may be bad
 TWO_FRAMES = MediaBudget(max_frames=2)
 
 
@@ -72,7 +71,7 @@ def usable(
     kept = [i for i in rows if i not in found.queries]
     bad, total = len(rows) - len(kept) + len(found.documents), len(rows) + len(quadruple.corpus)
     reasons = [*found.documents.values(), *found.labels, *found.queries.values()]  # causes before what follows
-    if not kept or total >= EARLIEST_STOP and bad > may_skip * total:
+    if not kept or too_many(bad, total, may_skip):
         told = "; ".join(reasons[:3])
         raise ValueError(f"{name}: {bad} of {total} queries and documents cannot be used: {told}. Mend the data")
     if not reasons:

@@ -6,12 +6,12 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
+
+from q3vl_mini.report import fill, rewrite
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "performance"
-MARKED = re.compile(r"(<!-- performance:(\w+):begin -->\n).*?(<!-- performance:\2:end -->)", re.DOTALL)
 SIGNS = {"at least": "≥ {}", "at most": "≤ {}", "within": "{} to {}"}
 
 
@@ -45,18 +45,13 @@ def _words(value) -> str:
 
 def page(text: str, results: dict[str, dict]) -> str:
     """The page with its tables from `results`, by name."""
-    tables = {name: section(result) for name, result in results.items()}
-    return MARKED.sub(lambda m: m[1] + tables.get(m[2], "Not measured yet.\n") + m[3], text)
+    return fill(text, {f"performance:{name}": section(result) for name, result in results.items()})
 
 
 def write(check: bool = False) -> bool:
     """Rewrite the page, or with `check` only compare; whether it was up to date."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
-    before = PAGE.read_text(encoding="utf-8")
-    after = page(before, results)
-    if not check:
-        PAGE.write_text(after, encoding="utf-8")
-    return before == after
+    return rewrite(PAGE, page(PAGE.read_text(encoding="utf-8"), results), check)
 
 
 def main():

@@ -6,23 +6,23 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
 
-from q3vl_mini.report import stage_table
+from q3vl_mini.report import fill, rewrite, stage_table
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKED = re.compile(r"(<!-- stage-table:begin -->\n).*?(<!-- stage-table:end -->)", re.DOTALL)
+PAGE = ROOT / "README.md"
 
 
 def section(results: dict) -> str:
     """The table, what run it is of, and single-object retrieval in the styles that no training saw."""
     meta, unseen = results["meta"], results["unseen_styles"]
+    memory = f"{meta['peak_rss_mb'] / 1024:.1f} GB" if meta["peak_rss_mb"] else "not measured"
     lines = [
         stage_table(results["models"]),
         "",
         f"Preset `{meta['preset']}`, seed {meta['seed']}, revision `{meta['git'][:12]}`, {meta['cores']} cores: "
-        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {meta['peak_rss_mb'] / 1024:.1f} GB.",
+        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}.",
         "",
         f"Single objects in the two unseen styles, text to image, {next(iter(unseen.values()))['n']} queries:",
         "",
@@ -36,11 +36,7 @@ def section(results: dict) -> str:
 def write(check: bool = False) -> bool:
     """Rewrite README.md from the results, or with `check` only compare; whether it was up to date."""
     results = json.loads((ROOT / "results" / "tiny.json").read_text())
-    before = (ROOT / "README.md").read_text()
-    after = MARKED.sub(lambda m: m[1] + section(results) + m[2], before)
-    if not check:
-        (ROOT / "README.md").write_text(after)
-    return before == after
+    return rewrite(PAGE, fill(PAGE.read_text(encoding="utf-8"), {"stage-table": section(results)}), check)
 
 
 def main():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from q3vl_mini.config import data_dir
+from q3vl_mini.report import MARKED
 
 ROOT = data_dir().parent
 FILES = sorted((ROOT / "results" / "performance").glob("*.json"))
@@ -25,8 +26,8 @@ def test_the_page_shows_the_results(update_performance):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_results_are_of_a_benchmark_that_the_page_shows(file, update_performance):
     assert (ROOT / "benchmarks" / f"{file.stem}.py").is_file()
-    names = [match[2] for match in update_performance.MARKED.finditer(update_performance.PAGE.read_text("utf-8"))]
-    assert names.count(file.stem) == 1
+    names = [match[2] for match in MARKED.finditer(update_performance.PAGE.read_text("utf-8"))]
+    assert names.count(f"performance:{file.stem}") == 1
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

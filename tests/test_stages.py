@@ -42,6 +42,12 @@ def test_one_command_runs_all_stages_and_writes_the_results(
     meta = written["meta"]
     assert (meta["seed"], meta["preset"]) == (3, "fake") and meta["peak_rss_mb"] > 100
     assert set(meta["stage_wall_s"]) == {"bootstrap", "s0", "s1", "reranker", "s2", "s3", "evaluation"}
+    kept = {place.name for place in (folder / "evaluation").iterdir() if place.is_dir()}
+    assert kept == {"raw", "s0", "s1", "s2", "s3"}  # s3+reranker starts from the vectors of s3
+    early = folder / "s0" / "metrics.json"  # a stage that another process ran, with more memory than this one
+    early.write_text(json.dumps(json.loads(early.read_text()) | {"peak_rss_mb": 10**6}))
+    walls = meta["stage_wall_s"]
+    assert pipeline.run_meta(stages.Run(load_config(folder / "config.json"), folder), walls)["peak_rss_mb"] == 10**6
     assert results.with_suffix(".png").stat().st_size > 1000
     assert re.search(r"^\| s3\+reranker \|", capsys.readouterr().out, re.M)
 
@@ -119,6 +125,7 @@ def test_two_processes_run_all_stages_and_mine_what_one_mines(small_checkpoint, 
     assert mined[0] == mined[1] and set(mined[0]) == {"find", "look"}
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert list(results["models"]) == ["raw", "s0", "s1", "s2", "s3", "s3+reranker"]
+    assert (tmp_path / "two" / "evaluation" / "s3+reranker").is_dir()  # not in the files that the other writes for s3
     assert not list((tmp_path / "two").glob("*/*-of-2.json"))  # what they handed each other is gone
 
 

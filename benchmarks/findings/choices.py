@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from seeds import RESULTS, Columns, Overall, SeedRun, arguments, by_column, claim, write
+from seeds import RESULTS, Columns, Overall, SeedRun, arguments, claim, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.compression import pack_binary, truncate, unpack_binary
@@ -68,12 +68,16 @@ def trained(run: SeedRun, choice: Choice, changes: tuple[str, ...], options: Nam
     start = preset.stages[stage].start
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
+    mined = run.folder / stage / "mined.json"  # both sides train on what the run mined: no choice changes that
+    if mined.is_file() and not (folder / stage).is_dir():
+        (folder / stage).mkdir(parents=True)
+        shutil.copyfile(mined, folder / stage / mined.name)
     trial = Run(preset, folder, progress=options.progress, tracker="none")
     run_stage(trial, stage)
     quadruples = tasks.benchmark("test", options.rows, preset.data.test_seed)
     kept = folder / f"test-{options.rows}"
     rows = evaluate.encoded(trial.model(stage), quadruples, batch_size=preset.data.batch_size, folder=kept)
-    return by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
+    return evaluate.by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
 
 
 def cut(vectors: np.ndarray, choice: Choice) -> np.ndarray:

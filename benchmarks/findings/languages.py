@@ -9,10 +9,11 @@ import unicodedata
 from collections import Counter
 
 import numpy as np
-from seeds import SeedRun, arguments, by_column, claim, write
+from seeds import SeedRun, arguments, claim, write
 
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.tasks import TASKS, World
+from q3vl_mini.evaluate import by_column
 from q3vl_mini.records import Quadruple, Relevance
 
 MODELS = ("raw", "s0", "s1", "s3")

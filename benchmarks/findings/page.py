@@ -240,8 +240,8 @@ def languages(found: Found) -> list[str]:
 
     lines = head("Languages", found)
     lines += [f"A name in one of {len(found['script'])} languages finds the English one among {found['candidates']}"]
-    lines += [f"(chance {100 * found['chance']:.2f} %). Unseen in all training: {', '.join(found['unseen'])}", ""]
-    lines[-2:-1] = [lines[-2] + f" (scripts {', '.join(s.title() for s in sorted(unseen))})."]
+    lines += [f"(chance {100 * found['chance']:.2f} %). Unseen in all training: {', '.join(found['unseen'])}"]
+    lines += [f"(scripts {', '.join(s.title() for s in sorted(unseen))}).", ""]
     lines += figure("languages", draw, "Hit@1 by script, for each model")
     rows = [[model, percent(row["seen"]), percent(row["unseen"])] for model, row in found["table"].items()]
     return lines + table(["model", "languages of training", "unseen languages"], rows) + claims(found["claims"])

@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from seeds import SeedRun, arguments, by_column, claim, write
+from seeds import SeedRun, arguments, claim, write
 
 from q3vl_mini.emoji_world.tasks import TASKS
-from q3vl_mini.evaluate import ranked_rows, rerank_quadruple, score_quadruple
+from q3vl_mini.evaluate import by_column, ranked_rows, rerank_quadruple, score_quadruple
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import write_json
 from q3vl_mini.reranker import Reranker

@@ -11,7 +11,7 @@ import numpy as np
 from q3vl_mini import evaluate
 from q3vl_mini.config import Preset, load_config
 from q3vl_mini.emoji_world import tasks
-from q3vl_mini.evaluate import ColumnResult, mean_score, score_quadruple
+from q3vl_mini.evaluate import ColumnResult, by_column, mean_score, score_quadruple
 from q3vl_mini.metrics import percentile_interval
 from q3vl_mini.records import Quadruple
 from q3vl_mini.report import git_revision, write_json
@@ -68,13 +68,6 @@ class _Nothing:
 
     def encode(self, items: Sequence[Any], **options: Any) -> np.ndarray:
         raise FileNotFoundError(f"{self.folder} lacks vectors of this benchmark; remove it and evaluate again")
-
-
-def by_column(results: Iterator[evaluate.DatasetResult]) -> Columns:
-    groups: dict[str, list[evaluate.DatasetResult]] = {}
-    for result in results:
-        groups.setdefault(result.column, []).append(result)
-    return {column: ColumnResult(column, tuple(rows)) for column, rows in groups.items()}
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from ..config import DataConfig
 from ..data import save_quadruple
 from ..emoji_world.tasks import Corpus
 from ..media import as_list, load_image
-from ..records import Instance, Quadruple, Rejected, Relevance, text_problem
+from ..records import Instance, Quadruple, Rejected, Relevance, text_problem, too_many
 from .sets import PublicSet, find
 
 WRONG_LABELS = 8  # explicitly wrong labels that a classification query gets
-EARLIEST_STOP = 50  # rows that are read before a share of unusable ones means anything
 
 
 class Skipped:
@@ -77,7 +76,7 @@ def gather(
             [query], rights, wrongs, others = ([_kept(x, pictures, opened) for x in group] for group in groups)
         except (Rejected, TypeError, AttributeError) as why:
             skipped.add(read - 1, why if isinstance(why, Rejected) else Rejected("wrong type", str(why)))
-            if read >= EARLIEST_STOP and len(skipped) > public.may_skip * read:
+            if too_many(len(skipped), read, public.may_skip):
                 raise ValueError(
                     f"{name}: {len(skipped)} of the first {read} rows cannot be used: {skipped}; "
                     "docs/full-scale-data.md says what lies where"

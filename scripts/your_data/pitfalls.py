@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from measure import table_of
 
+from q3vl_mini.compression import pack_binary, truncate, unpack_binary
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.evaluate import evaluate_embedder, score_quadruple
 from q3vl_mini.likeness import Likeness
@@ -64,9 +65,8 @@ def smaller(embedder: Embedder, test: Quadruple) -> dict[str, float]:
     queries, corpus = embedder.encode(test.queries, instruction=test.instruction), embedder.encode(test.corpus)
     scores = {}
     for dim in (embedder.dim, 64, 32, 16):
-        cut = [x[:, :dim] / np.linalg.norm(x[:, :dim], axis=1, keepdims=True) for x in (queries, corpus)]
-        scores[f"{dim} dimensions"] = score_quadruple(*cut, test).score
-    signs = [np.sign(x) / np.sqrt(x.shape[1]) for x in (queries, corpus)]
+        scores[f"{dim} dimensions"] = score_quadruple(truncate(queries, dim), truncate(corpus, dim), test).score
+    signs = [unpack_binary(pack_binary(x)) for x in (queries, corpus)]
     return scores | {f"{embedder.dim} dimensions, one bit each": score_quadruple(*signs, test).score}
 
 

@@ -21,7 +21,7 @@ BUILD = {"icons": ["--limit", "1200", "--pixels", "64"], "translations": [], "ma
 FEW = ("data.test_rows=8", "data.test_documents=24", "merge.steps=10", "merge.lr=0.1", "stages.embedder.n_negatives=0")
 SHORT = ["--looks", "3", *(part for change in FEW for part in ("--set", change))]
 MEASURE = {
-    "translations": ["--budget", "24steps", *SHORT],
+    "translations": ["--budget", "24steps", *SHORT, "--set", "stages.embedder.lr=1e-3"],
     "icons": ["--budget", "60steps", *SHORT],
     "pages": ["--budget", "20steps", *SHORT, "--set", "data.image_max_tokens=144"],
 }

@@ -4,8 +4,9 @@
 """
 
 import json
-import re
 from pathlib import Path
+
+from q3vl_mini.report import fill, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
@@ -110,15 +111,11 @@ def plan() -> str:
 
 def filled(page: str) -> str:
     """The page with its marked parts made anew."""
-    for part in (verdicts, sweep, pitfalls, plan):
-        marked = re.compile(rf"(<!-- {part.__name__}:begin -->\n).*?(<!-- {part.__name__}:end -->)", re.DOTALL)
-        text = part()
-        page = marked.sub(lambda m, text=text: m[1] + text + m[2], page)
-    return page
+    return fill(page, {part.__name__: part() for part in (verdicts, sweep, pitfalls, plan)})
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    rewrite(PAGE, filled(PAGE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
