@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, Image
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from side_by_side import ratio, write
@@ -90,7 +90,7 @@ class Theirs:
         self.model = SentenceTransformer(str(exported), device="cpu")
         self.model.requires_grad_(False)
         lora = LoraConfig(r=preset.lora_rank, lora_alpha=preset.lora_alpha, target_modules=LORA_MODULES)
-        self.model.add_adapter(lora)
+        inject_adapter_in_model(lora, self.model[0].auto_model)  # its own add_adapter wants a newer peft
         pictures = [data.corpus[r.positives[0]]["image"] for r in data.relevance]
         rows = {"anchor": [q["text"] for q in data.queries]}
         rows["positive"] = [{"bytes": png_bytes(picture), "path": None} for picture in pictures]
