@@ -127,9 +127,11 @@ class Theirs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="2 or more: the first one is not timed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error("--steps: the first step is not timed; give 2 or more")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         ours = Ours(options.batch, options.steps, Path(name))
