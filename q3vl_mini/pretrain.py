@@ -2,12 +2,15 @@
 
 import json
 import warnings
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from . import tiny
+from .attention import BY_LENGTH
+from .backbone import load
 from .checkpoint import claim
 from .disk import alone, lock_of
 from .emoji_world.dialogues import tokenizer_texts
@@ -17,25 +20,40 @@ from .pretrain_vision import VisionConfig, pretrain_vision
 from .vision import speed_up
 
 
-def pretrain(
-    folder: Path, vision: VisionConfig | None = None, language: LanguageConfig | None = None, log_every: int = 50
-) -> Path:
-    """Run both steps in `folder` and write the checkpoint to folder/q3vl-tiny; returns that path.
+@dataclass(frozen=True)
+class Round:
+    """What one round of pre-training does: the tower's step, then the language model's."""
 
-    A run that was cut short goes on from its last checkpoint; it may be given more steps, and nothing else may change.
-    Curves: vision.jsonl and language.jsonl.
+    vision: VisionConfig
+    language: LanguageConfig
+
+
+ROUNDS = (Round(VisionConfig(), LanguageConfig()),)  # what is shipped
+
+
+def pretrain(folder: Path, rounds: Sequence[Round] = ROUNDS, log_every: int = 50) -> Path:
+    """Run the rounds, each in a folder of its own (folder/1, ...), from the checkpoint of the one before.
+
+    Each writes its checkpoint to q3vl-tiny in its folder; returns the last one's path. A run that was cut short goes
+    on from its last checkpoint; a round may be given more steps, and nothing else of it may change. Curves of a
+    round: vision.jsonl and language.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another configuration. BlockingIOError: another process works in it.
+        ValueError: a folder was begun with another configuration. BlockingIOError: another process works in it.
     """
-    vision, language, folder = vision or VisionConfig(), language or LanguageConfig(), Path(folder)
+    folder, made = Path(folder), None
     with alone(lock_of(folder)):
-        return _pretrain(folder, vision, language, log_every)
+        for number, settings in enumerate(rounds, 1):
+            made = _round(folder / str(number), settings, made, log_every)
+    return made
 
 
-def _pretrain(folder: Path, vision: VisionConfig, language: LanguageConfig, log_every: int) -> Path:
-    settings = {f"vision.{name}": value for name, value in asdict(vision).items()}
-    settings |= {f"language.{name}": value for name, value in asdict(language).items()}
+def _round(folder: Path, c: Round, start: Path | None, log_every: int) -> Path:
+    """One round in its folder, from random weights or from the checkpoint `start`."""
+    settings = {f"vision.{name}": value for name, value in asdict(c.vision).items()}
+    settings |= {f"language.{name}": value for name, value in asdict(c.language).items()}
+    loaded = start and load(start, device="cpu", dtype=torch.float32)
+    settings["start"] = loaded and loaded.fingerprint()
     claim(folder / "config.json", {k: v for k, v in settings.items() if not k.endswith(".steps")}, "a pre-training")
     if fast_cpu_dtype() is not torch.bfloat16:
         warnings.warn(
@@ -43,16 +61,21 @@ def _pretrain(folder: Path, vision: VisionConfig, language: LanguageConfig, log_
             "docs/pretraining.md says. The shipped q3vl-tiny needs none of it",
             stacklevel=2,
         )
-    tokenizer = tiny.train_tokenizer(tokenizer_texts())
-    processor = tiny.make_processor(tokenizer)
-    config = tiny.make_config(tokenizer)
-    config._attn_implementation = "eager"  # on short sequences its backward is faster on a CPU than sdpa's
-    model = tiny.make_model(config, tokenizer)
+    if loaded:
+        processor, model = loaded.processor, loaded.model.requires_grad_(True)
+    else:
+        tokenizer = tiny.train_tokenizer(tokenizer_texts())
+        processor = tiny.make_processor(tokenizer)
+        config = tiny.make_config(tokenizer)
+        config._attn_implementation = BY_LENGTH  # on short sequences faster on a CPU than sdpa
+        model = tiny.make_model(config, tokenizer)
     speed_up(model.model.visual)
-    pretrain_vision(model.model.visual, folder, vision, log_every)
-    pretrain_language(model, processor, folder, language, log_every)
+    pretrain_vision(model.model.visual, folder, c.vision, log_every)
+    pretrain_language(model, processor, folder, c.language, log_every)
     out = folder / "q3vl-tiny"
     tiny.save(out, model, processor)
-    scores = {"vision": asdict(vision), "language": asdict(language), **picture_matters(model, processor)}
+    scores = {"vision": asdict(c.vision), "language": asdict(c.language), **picture_matters(model, processor)}
+    if start is not None and (before := Path(start) / "pretraining.json").is_file():
+        scores = {"start": json.loads(before.read_text(encoding="utf-8")), **scores}
     (out / "pretraining.json").write_text(json.dumps(scores, indent=1) + "\n")
     return out

@@ -24,10 +24,15 @@ from .machine import cpu_autocast
 from .muon import Muon
 from .vision import patchify, speed_up
 
+CHECK_HOUSE = 999_983  # seed of the designs that accuracy is measured on
+
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Budget and step sizes. `hold_out` leaves one training style out, to choose settings without a test style."""
+    """Budget and step sizes. `hold_out` leaves one training style out, to choose settings without a test style.
+
+    heads: steps in which the classifiers learn alone, so that new ones do not spoil a tower that can see already.
+    """
 
     steps: int = 5_000
     batch: int = 128
@@ -43,6 +48,7 @@ class VisionConfig:
     houses: int = 0  # how many other designs of each drawing are shown beside it
     redraw: int = 500  # steps after which they are new ones
     smoothing: float = 0.1
+    heads: int = 0
     hold_out: str | None = None
     seed: int = 0
 
@@ -57,9 +63,10 @@ class VisionTask(nn.Module):
 
 
 def rate(step: int, c: VisionConfig) -> float:
-    """Warm up, hold, fall linearly to zero: the held part can be prolonged without a restart."""
+    """Warm up (again where the tower joins its heads), hold, fall linearly to zero: the held part can be prolonged."""
     left = (c.steps - step) / max(c.decay * c.steps, 1)
-    return min(1.0, (step + 1) / c.warmup, left)
+    begun = step - c.heads if step >= c.heads else step
+    return min(1.0, (begun + 1) / c.warmup, left)
 
 
 def make_batch(bank: SpriteBank, c: VisionConfig, step: int, g: torch.Generator):
@@ -114,7 +121,9 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
     torch.manual_seed(c.seed)
     styles = [s for s in sprites.TRAIN_STYLES if s != c.hold_out]
     keys = [k.key for k in sprites.concepts()]
-    check_bank = drawings(c.hold_out or styles[0], keys)
+    check_banks = {"": drawings(c.hold_out or styles[0], keys)}
+    if c.houses:  # by houses that training never draws
+        check_banks["redrawn_"] = drawings(c.hold_out or styles[0], keys, house=CHECK_HOUSE)
     speed_up(visual)
     task = VisionTask(visual.config.out_hidden_size, len(keys))
 
@@ -138,6 +147,7 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
     bank = SpriteBank(styles, keys, c.houses, seed=1 + start // c.redraw)
     began, running = time.monotonic() - seconds, None
     for step in range(start, c.steps):
+        visual.requires_grad_(step >= c.heads)
         if c.houses and step > start and step % c.redraw == 0:
             bank.redraw(1 + step // c.redraw)
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
@@ -156,7 +166,8 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
         if done % log_every == 0 or looks:
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
             if looks:
-                row |= accuracy(visual, task, check_bank)
+                for name, drawn in check_banks.items():
+                    row |= {name + key: share for key, share in accuracy(visual, task, drawn).items()}
             with open(folder / "vision.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             print(f"vision {row}", flush=True)

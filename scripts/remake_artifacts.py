@@ -21,11 +21,12 @@ BACKBONE, CURVES = ROOT / "data_samples" / "q3vl-tiny", ROOT / "results" / "pret
 
 
 def install_backbone(made: Path) -> None:
-    """Replace the shipped backbone and the curves of its training."""
+    """Replace the shipped backbone and the curves of its training, a folder a round."""
     shutil.copytree(made, BACKBONE, dirs_exist_ok=True)
-    for name in ("vision.jsonl", "language.jsonl"):
-        shutil.copy(made.parent / name, CURVES)
-    for file in (*BACKBONE.iterdir(), *CURVES.iterdir()):
+    for curve in made.parents[1].glob("*/*.jsonl"):
+        (CURVES / curve.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(curve, CURVES / curve.parent.name)
+    for file in (*BACKBONE.iterdir(), *CURVES.glob("*/*")):
         file.chmod(0o644)
 
 

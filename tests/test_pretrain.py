@@ -1,20 +1,26 @@
 """Pre-training: dialogues are right, the loss counts answers alone, and it writes a checkpoint that loads."""
 
+import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from q3vl_mini import pretrain as pretrain_module
+from q3vl_mini import pretrain_language
 from q3vl_mini.emoji_world import sprites, tasks, words
 from q3vl_mini.emoji_world.bank import SpriteBank
 from q3vl_mini.emoji_world.dialogues import JUDGED, SYSTEM_MESSAGES, Turn, dialogues, judged, short_turns
 from q3vl_mini.emoji_world.scenes import COLOURS, Placed, Scene
 from q3vl_mini.emoji_world.tasks import bucket
 from q3vl_mini.media import as_list
-from q3vl_mini.pretrain import pretrain
+from q3vl_mini.pretrain import Round, pretrain
 from q3vl_mini.pretrain_language import (
     LanguageConfig,
     answer_logits,
@@ -213,22 +219,55 @@ def test_batches_of_like_length_hold_every_dialogue_once():
     assert len(flat) == len(turns) and {id(t) for t in flat} == {id(t) for t in turns}
 
 
+FIRST = Round(
+    VisionConfig(steps=2, batch=8),
+    LanguageConfig(short_steps=1, short_batch=4, short_round=2, steps=2, batch=4, round=2),
+)
+SECOND = replace(FIRST, vision=VisionConfig(steps=1, batch=8, heads=1))  # its tower stands still
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder of two short rounds; what is measured after a step is measured on few dialogues."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrain_module, pretrain_language):
+            patch.setattr(module, "picture_matters", partial(pretrain_language.picture_matters, n=24))
+        patch.setattr(pretrain_language, "judges", partial(pretrain_language.judges, n=16))
+        assert pretrain(folder, [FIRST, SECOND], log_every=1) == folder / "2" / "q3vl-tiny"
+        yield folder
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
-def test_pretraining_writes_a_checkpoint_that_transformers_loads_and_goes_on_after_an_interruption(tmp_path):
-    vision = VisionConfig(steps=2, batch=8)
-    language = LanguageConfig(short_steps=1, short_batch=4, short_round=2, steps=2, batch=4, round=2)
-    out = pretrain(tmp_path, vision, language, log_every=1)
+def test_pretraining_writes_a_checkpoint_that_transformers_loads(pretrained):
+    out = pretrained / "2" / "q3vl-tiny"
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
     assert (out / "model.safetensors").stat().st_size <= 25_000_000
     processor = AutoProcessor.from_pretrained(out)
     assert processor.tokenizer.tokenize("yes") == ["yes"] and processor.tokenizer.tokenize("no") == ["no"]
-    with open(tmp_path / "language.jsonl", "a") as log:  # as a run that was cut short after its last checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
+def test_a_second_round_goes_on_from_the_checkpoint_of_the_first(pretrained):
+    before, after = (load_file(pretrained / k / "q3vl-tiny" / "model.safetensors") for k in "12")
+    unchanged = {name for name, x in before.items() if x.equal(after[name])}
+    assert all((name in unchanged) == ("visual" in name) for name in before if name.endswith("proj.weight"))
+    settings = json.loads((pretrained / "2" / "q3vl-tiny" / "pretraining.json").read_text())
+    assert settings["start"]["vision"]["steps"] == 2 and settings["vision"]["steps"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
+def test_an_interrupted_round_goes_on_may_get_more_steps_and_no_other_setting(pretrained, tmp_path):
+    shutil.copytree(pretrained / "1", tmp_path / "1")
+    with open(tmp_path / "1" / "language.jsonl", "a") as log:  # as a run that was cut short after its last checkpoint
         log.write('{"step": 3, "seconds": 1.0, "loss": 1.0}\n')
-    longer = replace(language, steps=3)
-    pretrain(tmp_path, vision, longer, log_every=1)
-    steps = [line.split(",")[0] for line in (tmp_path / "language.jsonl").read_text().splitlines()]
+    longer = replace(FIRST, language=replace(FIRST.language, steps=3))
+    pretrain(tmp_path, [longer], log_every=1)
+    steps = [line.split(",")[0] for line in (tmp_path / "1" / "language.jsonl").read_text().splitlines()]
     assert steps == ['{"step": 1', '{"step": 2', '{"step": 3']
     with pytest.raises(ValueError, match=r"holds a pre-training with another language\.batch"):
-        pretrain(tmp_path, vision, replace(longer, batch=5), log_every=1)
+        pretrain(tmp_path, [replace(FIRST, language=replace(FIRST.language, batch=5))], log_every=1)

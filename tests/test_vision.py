@@ -94,6 +94,8 @@ def test_the_rate_warms_up_holds_and_falls_to_zero():
     c = VisionConfig(steps=1000, warmup=100, decay=0.3)
     assert rate(0, c) == pytest.approx(0.01) and rate(500, c) == 1.0
     assert rate(850, c) == pytest.approx(0.5) and rate(999, c) == pytest.approx(1 / 300)
+    heads = VisionConfig(steps=1000, warmup=100, decay=0.3, heads=200)
+    assert rate(150, heads) == 1.0 and rate(200, heads) == pytest.approx(0.01) and rate(300, heads) == 1.0
 
 
 @pytest.mark.slow
