@@ -9,8 +9,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import DisplayHandle, display
 from IPython.display import Image as Shown
-from IPython.display import display
 from matplotlib.figure import Figure
 
 from .config import data_dir
@@ -65,19 +65,43 @@ def stage_results(preset: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{error}; run: q3vl-mini run --preset {preset}") from None
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a matplotlib figure as a picture with alt text, and close it."""
+class Place:
+    """A place in a cell's output: a figure shown there replaces the one before, so that a training can be watched.
+
+    Make it in the cell that draws into it; the saved notebook holds the last figure alone.
+    """
+
+    def __init__(self) -> None:
+        self.handle: DisplayHandle | None = None  # nothing is there yet
+
+
+def show(figure: Figure, alt: str, place: Place | None = None) -> None:
+    """Display a matplotlib figure as a picture with alt text, and close it.
+
+    place: where it replaces the figure that was shown there before; by default it is a new output of the cell.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
-    display(Shown(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    picture, metadata = Shown(buffer.getvalue(), alt=alt), {"image/png": {"alt": alt}}
+    if place is None:
+        display(picture, metadata=metadata)
+    elif place.handle is None:
+        place.handle = display(picture, metadata=metadata, display_id=True)
+    else:
+        place.handle.update(picture, metadata=metadata)
 
 
-def gallery(rows: Sequence[Sequence[Any]], marks: Sequence[Sequence[bool | None]] | None = None, alt: str = "") -> None:
+def gallery(
+    rows: Sequence[Sequence[Any]],
+    marks: Sequence[Sequence[bool | None]] | None = None,
+    alt: str = "",
+    place: Place | None = None,
+) -> None:
     """Instances as rows of tiles: pictures, the first, middle and last frame of clips, texts.
 
     marks: for each tile True (relevant), False (not) or None (not judged; the query), shown as a frame with a sign.
-    A tile may also be a pair (instance, caption).
+    A tile may also be a pair (instance, caption). place: as of `show`.
     """
     width = max(map(len, rows))
     figure, axes = plt.subplots(
@@ -97,7 +121,7 @@ def gallery(rows: Sequence[Sequence[Any]], marks: Sequence[Sequence[bool | None]
             for spine in axis.spines.values():
                 spine.set(visible=True, color=colour, linewidth=2.5 if sign else 1.0)
             axis.set_title(f"{sign} {caption}".strip(), fontsize=7, color="black", loc="center")
-    show(figure, alt)
+    show(figure, alt, place)
 
 
 def _tile(axis: plt.Axes, instance: Mapping[str, Any]) -> None:

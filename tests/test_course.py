@@ -2,8 +2,12 @@
 
 import io
 import json
+import sys
+from base64 import b64decode
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -13,6 +17,11 @@ from q3vl_mini import course
 from q3vl_mini.config import data_dir
 from q3vl_mini.course import artifact, gallery, show, stage_results
 from q3vl_mini.emoji_world.tasks import build
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from run_notebooks import execute  # noqa: E402
 
 
 def test_the_model_of_ones_own_run_comes_before_the_shipped_one(tmp_path, monkeypatch, capsys):
@@ -62,9 +71,36 @@ def test_a_figure_is_shown_once_with_its_alt_text_and_closed(shown):
     assert not plt.fignum_exists(figure.number)
 
 
+TRAINING = f"""
+import sys
+
+sys.path.insert(0, {str(ROOT)!r})
+import matplotlib.pyplot as plt
+from q3vl_mini.course import Place, gallery, show
+
+curve, tiles = Place(), Place()
+for step in (1, 2, 3):
+    show(plt.figure(figsize=(step, 1), dpi=100), f"the curve at step {{step}}", curve)
+    gallery([["a"] * step], alt=f"tiles at step {{step}}", place=tiles)
+"""
+
+
+@pytest.mark.slow  # a kernel of its own
+def test_a_saved_notebook_holds_the_last_figure_of_each_place(tmp_path):
+    cells = [nbformat.v4.new_code_cell(TRAINING) for _ in range(2)]
+    path = tmp_path / "training.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    execute(path)
+    for cell in nbformat.read(path, as_version=4).cells:  # run a second time, the cell draws into places of its own
+        assert [output.output_type for output in cell.outputs] == ["display_data"] * 2
+        alts = [output.metadata["image/png"]["alt"] for output in cell.outputs]
+        assert alts == ["the curve at step 3", "tiles at step 3"]
+        assert Image.open(io.BytesIO(b64decode(cell.outputs[0].data["image/png"]))).size == (300, 100)
+
+
 def test_a_gallery_frames_what_is_right_and_what_is_wrong(shown, monkeypatch):
     figures = []
-    monkeypatch.setattr(course, "show", lambda figure, alt: figures.append(figure))
+    monkeypatch.setattr(course, "show", lambda figure, alt, place: figures.append(figure))
     part = build("text_to_image", "validation", 3, 0)
     clip = build("video_retrieval", "validation", 2, 0).corpus[0]
     gallery(
