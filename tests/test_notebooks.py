@@ -57,6 +57,21 @@ def test_it_opens_and_closes_like_the_others(notebook):
     assert code_cells(content)[1].source.startswith('PRESET = "tiny"')
 
 
+def test_every_exercise_has_a_solution_and_three_questions_close_it(notebook):
+    path, content = notebook
+    prose = "\n".join(c.source for c in content.cells if c.cell_type == "markdown")
+    exercises = re.findall(r"^(?:#+ |\*\*)Exercise", prose, re.M)
+    assert 1 <= len(exercises) == prose.count("<details><summary>Solution</summary>")
+    questions = prose.split("\n## Three questions\n")[1].split("\n## ")[0]
+    assert re.findall(r"^(\d)\. ", questions, re.M) == ["1", "2", "3"]
+
+
+def test_each_notebook_leads_to_the_next(notebook):
+    path, content = notebook
+    following = [after.name for before, after in zip(PATHS, PATHS[1:], strict=False) if before == path]
+    assert re.findall(r"^Next: \[.*\]\((.*)\)$", content.cells[-1].source, re.M) == following
+
+
 def test_it_checks_what_it_teaches_and_hides_nothing(notebook):
     path, content = notebook
     sources = [cell.source for cell in code_cells(content)]
