@@ -196,7 +196,8 @@ def info_nce_masks(
     masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     for name in [block for block in scores if block != "positive"]:
         mask, per_row = masks[name], (-1, *[1] * (scores[name].ndim - 1))  # per_row: (B, 1) or (B, 1, 1)
-        mask &= ~(scores[name] > positive.reshape(per_row) + margin)
+        if margin < math.inf:
+            mask &= ~(scores[name] > positive.reshape(per_row) + margin)
         if name != "hard_negative":  # in the others j runs over the batch, and j = i is no negative
             mask[own_row - offset, own_row] = False
         if valid.get(name) is not None:

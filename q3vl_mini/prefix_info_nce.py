@@ -205,7 +205,7 @@ def _loss_and_gradients(own: Tensor, work: Work, tensors: Sequence[Tensor]) -> t
             below = {}  # by how much each logit is below the positive's; inf where it is masked
             for name, (r, c) in work.places.items():
                 scale = lengths[r][k, rows, None] / -work.temperature
-                lower = products[name][k].mul_(lengths[c][k]).mul_(scale).add(positive)
+                lower = torch.addcmul(positive, products[name][k].mul_(lengths[c][k]), scale)
                 F.threshold_(lower, -highest - 1e-6 / work.temperature, math.inf)  # ties stay
                 below[name] = lower.view(-1).index_fill_(0, excluded[name], math.inf).view_as(lower)
             own_below = positive - own[k, rows]
@@ -223,13 +223,13 @@ def _loss_and_gradients(own: Tensor, work: Work, tensors: Sequence[Tensor]) -> t
             loss += share * (total.log() - lowest).sum()
             own_gradient[k, rows] = share * own_power / total
             own_gradient[k, rows, 0] -= share
-            factor = share / total  # dL/dz = factor * power
             for name, (r, c) in work.places.items():
-                pull = products[name][k].mul_(powers[name])  # of -z
-                pulls[r][k, rows] -= factor[:, 0] * pull.sum(1)
-                pulls[c][k] -= factor[:, 0] @ pull
-                powers[name].mul_(factor * lengths[r][k, rows, None] / work.temperature)
-                slope = slopes[name].addcmul_(powers[name], lengths[c][k])
+                # dL/dz is power * share / total, and z the product, scaled by its column already, times the rest
+                weight = share / total * lengths[r][k, rows, None] / work.temperature
+                pull = products[name][k].mul_(powers[name])
+                pulls[r][k, rows] += weight[:, 0] * pull.sum(1)
+                pulls[c][k] += weight[:, 0] @ pull
+                slope = slopes[name].addcmul_(powers[name].mul_(weight), lengths[c][k])
                 gradients[r][rows, low:high].addmm_(slope, tensors[c][:, low:high])
                 gradients[c][:, low:high].addmm_(slope.T, tensors[r][rows, low:high])
     for x, gradient, length, pull in zip(tensors, gradients, lengths, pulls, strict=True):

@@ -24,6 +24,7 @@ from q3vl_mini.losses import (
     relevance_score,
     yes_no_loss,
 )
+from q3vl_mini.prefix_info_nce import prefix_info_nce
 
 B, K, D = 6, 3, 4
 
@@ -239,8 +240,9 @@ def test_no_hard_negatives_as_none_or_as_zero_of_them(batch):
 def test_the_content_of_padding_reaches_neither_loss_nor_gradient(batch, junk):
     padded = {**batch, "negatives": batch["negatives"].masked_fill(~batch["negatives_mask"][..., None], junk)}
     kwargs = {"temperature": 0.1, "others_negatives": True}
-    for loss, options in ((info_nce, kwargs), (classification_loss, {"temperature": 0.1})):
-        names = padded.keys() if loss is info_nce else ("queries", "documents", "negatives", "negatives_mask")
+    for loss, options in ((info_nce, kwargs), (prefix_info_nce, kwargs), (classification_loss, {"temperature": 0.1})):
+        own = ("queries", "documents", "negatives", "negatives_mask")
+        names = own if loss is classification_loss else padded.keys()
         value, (gradient,) = with_gradients(
             lambda q, loss=loss, names=names, options=options: loss(
                 **{**{n: padded[n] for n in names}, "queries": q}, **options
@@ -335,6 +337,7 @@ LOSSES = {  # the loss of a batch at a temperature, and the terms whose mean it 
         lambda b, tau: info_nce(**b, temperature=tau, **STAGE_2),
         partial(exact_info_nce, **STAGE_2),
     ),
+    "info_nce, as training has it": (lambda b, tau: prefix_info_nce(**b, temperature=tau), exact_info_nce),
     "classification": (
         lambda b, tau: classification_loss(
             b["queries"], b["documents"], b["negatives"], b["negatives_mask"], temperature=tau
@@ -376,6 +379,7 @@ ALIKE = torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 2, 2)  # queries, docu
 SUMS = {  # a loss where all scores are equal, and of how many terms it is the logarithm
     "info_nce, stage 1": (lambda: info_nce(*ALIKE, temperature=0.02), 1 + 2 + 3 * 2),
     "info_nce, stage 2": (lambda: info_nce(*ALIKE, temperature=0.02, **STAGE_2), 1 + 2 + 2),
+    "info_nce, as training has it": (lambda: prefix_info_nce(*ALIKE, temperature=0.02), 1 + 2 + 3 * 2),
     "classification": (lambda: classification_loss(*ALIKE, temperature=0.02), 1 + 2),
     "cosent": (lambda: cosent_loss(*ALIKE[:2], torch.tensor([0, 1, 1]), temperature=0.02), 1 + 2),
     "distillation": (lambda: distillation_loss(ALIKE[0], ALIKE[2], torch.zeros(3, 2), temperature=0.02), 2),
@@ -392,6 +396,7 @@ def test_equal_scores_share_the_probability(name):
 
 NOTHING = {  # losses of (queries, documents, negatives) with nothing to tell apart
     "one query": lambda q, d, n: info_nce(q[:1], d[:1], temperature=0.02),
+    "one query, as in training": lambda q, d, n: prefix_info_nce(q[:1], d[:1], temperature=0.02),
     "no wrong labels": lambda q, d, n: classification_loss(q, d, n[:, :0], temperature=0.02),
     "all wrong labels padding": lambda q, d, n: classification_loss(
         q, d, n, torch.zeros(n.shape[:2], dtype=torch.bool), temperature=0.02
@@ -415,6 +420,9 @@ def test_what_cannot_be_told_apart_costs_nothing(batch, name):
 
 ROWS = {  # losses whose rows do not meet
     "info_nce": partial(info_nce, temperature=0.2, margin=math.inf, query_document=False, **STAGE_2),
+    "info_nce, as training has it": partial(
+        prefix_info_nce, temperature=0.2, margin=math.inf, query_document=False, **STAGE_2
+    ),
     "classification": partial(classification_loss, temperature=0.2),
     "distillation": lambda q, d, n: distillation_loss(q, n, n[:, :, 0].detach(), temperature=0.2),
     "yes or no": lambda q, d, n: yes_no_loss(q[:, 0], d[:, 0] > 0),

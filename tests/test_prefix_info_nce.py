@@ -78,6 +78,25 @@ def test_loss_and_gradients_are_those_of_the_plain_way(batch, setting, temperatu
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("margin", [0.1, math.inf])
+def test_gradcheck(batch, margin):
+    def loss(queries, documents, negatives):
+        tensors = {"queries": queries, "documents": documents, "negatives": negatives}
+        options = {"dims": DIMS, "temperature": 0.3, "margin": margin, "others_negatives": True}
+        return prefix_info_nce(**{**batch, **tensors}, **options)
+
+    leaves = [batch[name].requires_grad_() for name in ("queries", "documents", "negatives")]
+    assert torch.autograd.gradcheck(loss, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize(("margin", "terms"), [(1.0, 1 + math.e**2), (0.999, 1.0)])
+def test_a_tie_with_the_threshold_stays(margin, terms):
+    """By hand, as in test_losses.py: positives at cosine 0, the other document at exactly 0 + 1; tau is 0.5."""
+    x = torch.eye(2)
+    loss = prefix_info_nce(x, x.flip(0), temperature=0.5, margin=margin, query_query=False, document_document=False)
+    assert loss.item() == pytest.approx(math.log(terms), abs=1e-6)
+
+
 def test_rows_of_one_process_among_those_of_all(batch):
     """What a process with rows 4 to 7 of a joint batch computes, with what it gathered."""
     rows, own = slice(4, 8), ("queries", "documents", "negatives", "document_ids", "negatives_mask", "negative_ids")
