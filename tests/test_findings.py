@@ -5,8 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from q3vl_mini.config import data_dir
+from q3vl_mini.config import data_dir, load_preset, override, save_config
 from q3vl_mini.evaluate import ColumnResult, DatasetResult
 
 ROOT = data_dir().parent
@@ -16,7 +17,7 @@ ROOT = data_dir().parent
 def seeds(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "findings")
     yield importlib.import_module("seeds")
-    for name in ("seeds", "page"):
+    for name in ("seeds", "page", "instructions"):
         sys.modules.pop(name, None)
 
 
@@ -34,29 +35,40 @@ def test_a_difference_that_every_query_and_seed_shows_has_no_doubt(seeds):
     assert found.by_seed == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_the_interval_is_that_of_drawing_seeds_and_then_queries(seeds):
-    rng = np.random.default_rng(1)
-    a, b = rng.random((3, 60)), rng.random((3, 60)) - np.array([[0.0], [0.1], [0.4]])
-    found = seeds.paired([scored(x) for x in a], [scored(x) for x in b])
-    drawn = []
-    for _ in range(4000):  # the slow way: one sample at a time, with other random numbers
-        queries = rng.integers(0, 60, 60)
-        chosen = rng.integers(0, 3, 3)
-        drawn.append(np.mean([a[s, queries].mean() - b[s, queries].mean() for s in chosen]))
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
+def test_the_interval_of_one_seed_is_the_bootstrap_of_its_queries(seeds):
+    a, b = np.random.default_rng(1).random((2, 60))
+    found = seeds.paired([scored(a)], [scored(b)])
+    theirs = stats.bootstrap((a - b,), np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.01)
 
 
-def test_queries_alone_would_be_too_sure_where_seeds_differ(seeds):
-    nothing, some, much = scored([0.0] * 50), scored([0.05] * 50), scored([0.6] * 50)
-    found = seeds.paired([some, some, much], [nothing, nothing, nothing])
-    assert found.low == pytest.approx(0.05) and found.high == pytest.approx(0.6)
+def test_the_interval_of_seeds_is_students_where_queries_leave_no_doubt(seeds):
+    by_seed = [0.05, 0.1, 0.6]
+    found = seeds.paired([scored([x] * 50) for x in by_seed], [scored([0.0] * 50)] * 3)
+    theirs = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=0.01)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth(seeds):
+    """Three seeds of a recipe that is 0.1 better, with chance of their own, of the queries and of both together."""
+    rng, held, held_by_drawing = np.random.default_rng(0), [], []
+    for _ in range(300):
+        queries, trained = rng.normal(0.1, 0.1, 40), rng.normal(0, 0.1, (3, 1))
+        better = [scored(x) for x in queries + trained + rng.normal(0, 0.1, (3, 40))]
+        found = seeds.paired(better, [scored([0.0] * 40)] * 3, n_resamples=400)
+        held.append(found.low < 0.1 < found.high)
+        draws = np.stack([x.resample(400) for x in better])  # the wrong variant: three seeds drawn from three
+        low, high = np.quantile([draws[rng.integers(0, 3, 3), r].mean() for r in range(400)], [0.025, 0.975])
+        held_by_drawing.append(low < 0.1 < high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.03)
+    assert np.mean(held_by_drawing) < 0.85
 
 
 @pytest.mark.parametrize(
     ("difference", "said"),
     [
         ((0.1, 0.05, 0.15, (0.1, 0.1, 0.1)), "shown"),
-        ((-0.1, -0.15, -0.05, (-0.1, -0.1, -0.1)), "not shown"),
+        ((-0.1, -0.15, -0.05, (-0.1, -0.1, -0.1)), "contradicted"),
         ((0.1, -0.01, 0.2, (0.1, 0.1, 0.1)), "undecided"),
         ((0.1, 0.05, 0.15, (0.1, 0.1)), "undecided"),  # two seeds
         ((0.1, 0.01, 0.3, (0.2, 0.2, -0.1)), "undecided"),  # one disagrees
@@ -66,10 +78,39 @@ def test_a_claim_is_shown_by_three_seeds_that_agree(seeds, difference, said):
     assert seeds.verdict(seeds.Difference(*difference)) == said
 
 
-def test_a_claim_may_allow_a_loss(seeds):
-    loses_little = seeds.Difference(-0.002, -0.004, 0.001, (-0.002, -0.002, -0.003))
-    assert seeds.verdict(loses_little, above=-0.01) == "shown"
-    assert seeds.verdict(loses_little) == "undecided"
+def test_the_bar_of_a_small_loss_is_a_share_of_the_same_queries(seeds):
+    """A model that keeps 98 % on every query keeps more than 95 % without doubt, however much the queries differ."""
+    whole = [scored(np.linspace(0, 1, 40)) for _ in range(3)]
+    part = [scored(0.98 * x.datasets[0].values) for x in whole]
+    entry = seeds.claim("keeps 95 %", part, [seeds.Share(x, 0.95) for x in whole])
+    assert entry["verdict"] == "shown" and entry["difference"] == pytest.approx(0.03 * 0.5)
+    assert seeds.claim("keeps 99 %", part, [seeds.Share(x, 0.99) for x in whole])["verdict"] == "contradicted"
+    drawn = whole[0].resample(2000)
+    assert (entry["low"], entry["high"]) == pytest.approx(tuple(0.03 * np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_runs_differ_in_their_seed_and_in_nothing_else(seeds, tmp_path):
+    def run(name, *changes):
+        (tmp_path / name).mkdir()
+        save_config(override(load_preset("tiny"), changes), tmp_path / name / "config.json")
+        return tmp_path / name
+
+    zero, one, again = run("zero", "seed=0"), run("one", "seed=1"), run("again", "seed=1")
+    other = run("other", "seed=2", "stages.s0.steps=7")
+    assert [x.preset.seed for x in seeds.opened([zero, one])] == [0, 1]
+    with pytest.raises(ValueError, match="one and .*again are of one seed, 1"):
+        seeds.opened([zero, one, again])
+    with pytest.raises(ValueError, match=r"other differ in more than their seed: stages.s0.steps 260 -> 7"):
+        seeds.opened([zero, other])
+
+
+def test_obedience_has_one_value_a_query_whatever_the_number_of_instructions(seeds):
+    """A model that answers by kind obeys one of two instructions, for every query: there is nothing to doubt."""
+    instructions = importlib.import_module("instructions")
+    first = np.array([1.0, 0.0, 1.0, 0.0, 1.0])
+    under = [scored(values).datasets[0] for values in (first, 1 - first)]
+    found = instructions.obedience("which-kind", under)
+    assert found.values.tolist() == [0.5] * 5 and found.ci == (0.5, 0.5)
 
 
 def test_models_of_different_seeds_are_no_pair(seeds):

@@ -3,7 +3,8 @@
     python benchmarks/findings/choices.py runs/seed-0 runs/seed-1 runs/seed-2 --choices stage-2-terms
 
 Each choice is two short trainings of one stage, with the preset's settings and with others instead, on the same data,
-from the same seed and of the same number of steps; both are measured on MMEB-mini's test split. Trainings are kept in
+from the same seed, of the same number of steps and of documents a query; both are measured on MMEB-mini's test split,
+by which nothing is chosen: the preset stays what it is. Trainings are kept in
 the run's folder under choices/, so that a call goes on where the last one stopped. Writes results/findings/F6.json with
 every choice measured so far.
 """
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from seeds import RESULTS, Columns, Overall, SeedRun, arguments, claim, write
+from seeds import RESULTS, Columns, Overall, SeedRun, arguments, claim, opened, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.compression import pack_binary, truncate, unpack_binary
@@ -43,7 +44,11 @@ CHOICES = {
     "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
     "stage-2-terms": Choice("s1", "stage 2 has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",)),
     "masks": Choice("s0", "scores above the positive's are masked", ("stages.s0.margin=1e9",)),
-    "hard-negatives": Choice("s1", "stage 2 has mined negatives", ("stages.s1.n_negatives=0",)),
+    "hard-negatives": Choice(
+        "s1",
+        "stage 2 has mined and labelled negatives, not random ones",
+        ("stages.s1.n_negatives=0", "stages.s1.n_random=3"),
+    ),
     "colder": Choice("s1", "temperature 0.03, not 0.01", ("stages.s1.temperature=0.01",)),
     "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
@@ -95,7 +100,7 @@ def main() -> None:
         parser.add_argument("--progress", action="store_true")
 
     options = arguments(__doc__, more)
-    runs = [SeedRun.open(folder) for folder in options.runs]
+    runs = opened(options.runs)
     file = RESULTS / "F6.json"
     known: dict[str, Mapping] = json.loads(file.read_text())["choices"] if file.is_file() else {}
     for name in options.choices:
@@ -116,7 +121,8 @@ def main() -> None:
         }
         interval = f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
         print(f"{choice.text}: {100 * entry['difference']:+.1f} points {interval}, {entry['verdict']}", flush=True)
-        write("F6", runs, "python benchmarks/findings/choices.py RUN ...", {"choices": known})
+        sizes = f"--steps {options.steps} --batch-size {options.batch_size} --rows {options.rows}"
+        write("F6", runs, f"python benchmarks/findings/choices.py {sizes} RUN ...", {"choices": known})
 
 
 if __name__ == "__main__":

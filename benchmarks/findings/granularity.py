@@ -9,7 +9,7 @@ results/findings/F5.json.
 from dataclasses import replace
 
 import numpy as np
-from seeds import SeedRun, arguments, claim, write
+from seeds import arguments, claim, opened, over_seeds, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.emoji_world.tasks import build
@@ -59,7 +59,7 @@ def main() -> None:
         parser.add_argument("--model", default="s3")
 
     options = arguments(__doc__, more)
-    runs = [SeedRun.open(folder) for folder in options.runs]
+    runs = opened(options.runs)
     curves: dict[str, list[dict]] = {}
     claims = []
     for axis, (task, settings) in SWEEPS.items():
@@ -78,7 +78,7 @@ def main() -> None:
             {
                 "size": size,
                 "score": [s.score for s in seeds],
-                "ci": list(seeds[0].ci),
+                "ci": over_seeds(np.stack([s.resample() for s in seeds])),
                 "chance": seeds[0].chance,
                 "metric": seeds[0].metric,
             }

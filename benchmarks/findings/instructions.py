@@ -6,14 +6,15 @@ A query ranks one right answer for each of the instructions, so a model that doe
 Writes results/findings/instructions.json.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from seeds import SeedRun, arguments, claim, write
+from seeds import arguments, claim, opened, write
 
-from q3vl_mini import evaluate
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.tasks import TASKS, World
+from q3vl_mini.evaluate import DatasetResult
 from q3vl_mini.records import Quadruple, Relevance
 
 MODELS = ("raw", "s0", "s1", "s2", "s3")
@@ -64,18 +65,20 @@ def _under(names, probe, queries, corpus, answers) -> list[Quadruple]:
     ]  # fmt: skip
 
 
+def obedience(name: str, under: Sequence[DatasetResult]) -> DatasetResult:
+    """How often each query is obeyed, over its instructions: one value a query, for it is the query that is drawn."""
+    return replace(under[0], name=name, values=np.mean([result.values for result in under], axis=0))
+
+
 def main() -> None:
     options = arguments(__doc__, lambda p: p.add_argument("--rows", type=int, default=200, help="queries a probe"))
-    runs = [SeedRun.open(folder) for folder in options.runs]
+    runs = opened(options.runs)
     seed = runs[0].preset.data.test_seed
     quadruples = [*how_fine(options.rows, seed), *which_kind(options.rows, seed)]
     found = {model: [run.scores(model, quadruples) for run in runs] for model in MODELS}
 
     def probe(model: str, name: str) -> list:
-        return [
-            evaluate.ColumnResult("image_ret", tuple(r for key, r in seed.items() if key.startswith(name)))
-            for seed in found[model]
-        ]
+        return [obedience(name, [r for key, r in seed.items() if key.startswith(name)]) for seed in found[model]]
 
     probes = {"how-fine": 1 / 3, "which-kind": 1 / 2}
     table = {

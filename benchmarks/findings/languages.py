@@ -2,14 +2,15 @@
 
     python benchmarks/findings/languages.py runs/seed-0 runs/seed-1 runs/seed-2
 
-A name in one language finds the English name of the same thing. Writes results/findings/languages.json.
+A name in one language finds the English name of the same thing. A name that is spelled as in English is not asked for:
+any model finds it. Writes results/findings/languages.json.
 """
 
 import unicodedata
 from collections import Counter
 
 import numpy as np
-from seeds import SeedRun, arguments, claim, write
+from seeds import arguments, claim, opened, write
 
 from q3vl_mini.emoji_world import sprites, words
 from q3vl_mini.emoji_world.tasks import TASKS, World
@@ -26,7 +27,7 @@ def script(names: list[str]) -> str:
 
 
 def by_language(n: int, seed: int) -> list[Quadruple]:
-    """For each language n names of the test split's concepts, over the English names of all of them."""
+    """For each language up to n names of the test split's concepts, over the English names of all of them."""
     keys = World("test", "languages", seed).keys
     corpus = [{"text": words.name(key)} for key in keys]
     row = {text["text"]: i for i, text in reversed(list(enumerate(corpus)))}  # two concepts may share a name
@@ -36,22 +37,20 @@ def by_language(n: int, seed: int) -> list[Quadruple]:
             continue
         world = World("test", f"languages/{code}", seed)
         named = [key for key in world.rng.permutation(keys).tolist() if sprites.name_in(code, key)][:n]
-        queries = [{"text": sprites.name_in(code, key)} for key in named]
-        relevance = [Relevance((row[words.name(key)],)) for key in named]
-        quadruples.append(
-            Quadruple(
-                f"language-{code}", "cross_lingual", TASKS["cross_lingual"].instruction, queries, corpus, relevance
-            )
-        )
+        asked = [key for key in named if sprites.name_in(code, key).lower() != words.name(key).lower()]
+        queries = [{"text": sprites.name_in(code, key)} for key in asked]
+        relevance = [Relevance((row[words.name(key)],)) for key in asked]
+        instruction = TASKS["cross_lingual"].instruction
+        quadruples.append(Quadruple(f"names-{code}", "cross_lingual", instruction, queries, corpus, relevance))
     return quadruples
 
 
 def main() -> None:
     options = arguments(__doc__, lambda p: p.add_argument("--rows", type=int, default=60, help="names a language"))
-    runs = [SeedRun.open(folder) for folder in options.runs]
+    runs = opened(options.runs)
     quadruples = by_language(options.rows, runs[0].preset.data.test_seed)
     scripts = {q.name: script([x["text"] for x in q.queries]) for q in quadruples}
-    unseen = {f"language-{code}" for code in sprites.UNSEEN_LANGUAGES}
+    unseen = {f"names-{code}" for code in sprites.UNSEEN_LANGUAGES}
     scores = {model: [run.scores(model, quadruples) for run in runs] for model in MODELS}
 
     def group(model: str, names: set[str]) -> list:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from seeds import SeedRun, arguments, claim, write
+from seeds import arguments, claim, opened, write
 
 from q3vl_mini.emoji_world.tasks import TASKS
 from q3vl_mini.evaluate import by_column, ranked_rows, rerank_quadruple, score_quadruple
@@ -59,7 +59,7 @@ def main() -> None:
         parser.add_argument("--top-k", type=int, default=100)
 
     options = arguments(__doc__, more)
-    runs = [SeedRun.open(folder) for folder in options.runs]
+    runs = opened(options.runs)
     before: dict[str, list[Mapping]] = {name: [] for name in EMBEDDERS}
     after: dict[str, list[Mapping]] = {name: [] for name in EMBEDDERS}
     reach, cost = {name: {} for name in EMBEDDERS}, []

@@ -2,14 +2,15 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from q3vl_mini import evaluate
-from q3vl_mini.config import Preset, load_config
+from q3vl_mini.config import Preset, differences, load_config
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.evaluate import ColumnResult, by_column, mean_score, score_quadruple
 from q3vl_mini.metrics import percentile_interval
@@ -80,20 +81,50 @@ class Difference:
     by_seed: tuple[float, ...]
 
 
+def opened(folders: Sequence[str | Path]) -> list[SeedRun]:
+    """The runs of several seeds: one recipe, and no seed twice.
+
+    Raises:
+        ValueError: two runs differ in more than their seed, or not even in that.
+    """
+    runs = [SeedRun.open(folder) for folder in folders]
+    first = runs[0]
+    for i, run in enumerate(runs):
+        if changed := differences(first.preset, replace(run.preset, seed=first.preset.seed)):
+            raise ValueError(f"{first.folder} and {run.folder} differ in more than their seed: {', '.join(changed)}")
+        if twice := [other.folder for other in runs[:i] if other.preset.seed == run.preset.seed]:
+            raise ValueError(f"{twice[0]} and {run.folder} are of one seed, {run.preset.seed}; give each seed once")
+    return runs
+
+
+def over_seeds(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds, from bootstrap scores (S, R) whose columns have the same queries.
+
+    Chance enters twice. Queries: the bootstrap scores, averaged over the seeds. Seeds: Student's t with S - 1 degrees
+    of freedom times the standard error of the seeds' mean, added to them in random order. (To draw three seeds with
+    replacement gives little more than the range of the three, which holds the mean of all seeds 3 times in 4.)
+    One seed tells nothing of others: then the interval is of the queries alone.
+    """
+    n_seeds, n_resamples = draws.shape
+    mean = draws.mean(0)
+    if n_seeds > 1:
+        error = draws.mean(1).std(ddof=1) / np.sqrt(n_seeds)
+        levels = (np.random.default_rng(0).permutation(n_resamples) + 0.5) / n_resamples
+        mean = mean + error * stats.t.ppf(levels, n_seeds - 1)
+    return percentile_interval(mean)
+
+
 def paired(a: Sequence[Any], b: Sequence[Any], n_resamples: int = 2000) -> Difference:
     """The difference of two models, each trained with the same seeds and scored on the same queries.
 
-    a, b: for each seed a result with `score` and `resample`. Bootstrap over both: every sample draws the seeds with
-    replacement, and then the queries, the same for both models. Three seeds say little about a fourth: an interval
-    holds what they and these queries show.
+    a, b: for each seed a result with `score` and `resample`. A resample has the same queries for both models and for
+    all seeds.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"{len(a)} and {len(b)} seeds; a pair needs the same, and at least one")
     draws = np.stack([x.resample(n_resamples) - y.resample(n_resamples) for x, y in zip(a, b, strict=True)])  # (S, R)
-    seeds = np.random.default_rng(0).integers(0, len(a), size=(len(a), n_resamples))
     by_seed = [x.score - y.score for x, y in zip(a, b, strict=True)]
-    interval = percentile_interval(np.take_along_axis(draws, seeds, axis=0).mean(0))
-    return Difference(float(np.mean(by_seed)), *interval, tuple(by_seed))
+    return Difference(float(np.mean(by_seed)), *over_seeds(draws), tuple(by_seed))
 
 
 @dataclass(frozen=True)
@@ -110,21 +141,36 @@ class Overall:
         return np.mean([c.resample(n_resamples) for c in self.columns.values()], axis=0)
 
 
-def verdict(found: Difference, above: float = 0.0) -> str:
-    """Of the claim that a difference is above a bound: "shown" or "not shown" if the whole interval is on one side of
-    it and there are ENOUGH seeds, which agree; else "undecided"."""
+@dataclass(frozen=True)
+class Share:
+    """A share of what a result scores, resampled with it: the bar of a claim that little is lost."""
+
+    of: Any
+    share: float
+
+    @property
+    def score(self) -> float:
+        return self.share * self.of.score
+
+    def resample(self, n_resamples: int) -> np.ndarray:
+        return self.share * self.of.resample(n_resamples)
+
+
+def verdict(found: Difference) -> str:
+    """Of the claim that a difference is above 0: "shown" or "contradicted" if the whole interval is on one side of it
+    and there are ENOUGH seeds, which agree; else "undecided"."""
     if len(found.by_seed) >= ENOUGH:
-        if found.low > above and min(found.by_seed) > above:
+        if found.low > 0 and min(found.by_seed) > 0:
             return "shown"
-        if found.high < above and max(found.by_seed) < above:
-            return "not shown"
+        if found.high < 0 and max(found.by_seed) < 0:
+            return "contradicted"
     return "undecided"
 
 
-def claim(text: str, a: Sequence[Any], b: Sequence[Any], above: float = 0.0) -> dict[str, Any]:
-    """A claim a - b > above as a record: what is claimed, what was found, the verdict."""
+def claim(text: str, a: Sequence[Any], b: Sequence[Any]) -> dict[str, Any]:
+    """A claim that a is above b as a record: what is claimed, what was found, the verdict."""
     found = paired(a, b)
-    return {"claim": text, "above": above, **asdict(found), "verdict": verdict(found, above)}
+    return {"claim": text, **asdict(found), "verdict": verdict(found)}
 
 
 def arguments(description: str, more: Callable[[ArgumentParser], Any] = lambda parser: None) -> Namespace:

@@ -6,13 +6,16 @@ Reads the vectors that `q3vl-mini run` kept of the test split; computes no model
 """
 
 import numpy as np
-from seeds import Overall, SeedRun, arguments, claim, write
+from seeds import Overall, arguments, claim, opened, write
 
 MODELS = ("raw", "s0", "s1", "s2", "s3")
-RETRIEVAL = ("image_ret", "video_ret", "video_mret", "visdoc")
-ANSWERS = ("image_cls", "image_qa", "video_cls", "video_qa")
+LIFTED = ("image_ret", "video_ret", "video_mret", "visdoc")  # by distillation, the report says
+HURT = ("image_cls", "image_qa", "image_gd", "video_cls", "video_qa")
 # of the report's 2B models on MMEB-V2, percent (table 6)
-REPORT_COLUMNS = ("mean", *ANSWERS[:2], "image_ret", "image_gd", *ANSWERS[2:], "video_ret", "video_mret", "visdoc")
+REPORT_COLUMNS = (
+    "mean", "image_cls", "image_qa", "image_ret", "image_gd",
+    "video_cls", "video_qa", "video_ret", "video_mret", "visdoc",
+)  # fmt: skip
 REPORT = {
     model: dict(zip(REPORT_COLUMNS, scores, strict=True))
     for model, scores in {
@@ -25,7 +28,7 @@ REPORT = {
 
 
 def main() -> None:
-    runs = [SeedRun.open(folder) for folder in arguments(__doc__).runs]
+    runs = opened(arguments(__doc__).runs)
     quadruples = runs[0].quadruples()
     found = {model: [run.columns(model, quadruples) for run in runs] for model in MODELS}
     overall = {model: [Overall(columns) for columns in seeds] for model, seeds in found.items()}
@@ -36,8 +39,8 @@ def main() -> None:
     claims = [
         claim("s0 is above raw overall", overall["s0"], overall["raw"]),
         claim("s1 is above s0 overall", overall["s1"], overall["s0"]),
-        *(claim(f"s2 is above s1 in {c}", column("s2", c), column("s1", c)) for c in RETRIEVAL),
-        *(claim(f"s2 is below s1 in {c}", column("s1", c), column("s2", c)) for c in ANSWERS),
+        *(claim(f"s2 is above s1 in {c}", column("s2", c), column("s1", c)) for c in LIFTED),
+        *(claim(f"s2 is below s1 in {c}", column("s1", c), column("s2", c)) for c in HURT),
         *(claim(f"s3 is above {m} overall", overall["s3"], overall[m]) for m in ("s0", "s1", "s2")),
     ]
     table = {
