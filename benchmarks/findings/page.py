@@ -27,13 +27,14 @@ Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/26
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
 
-Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval
-wholly above 0, **contradicted** by the same below 0; all else is **undecided**. Each interval is for its claim alone:
-of many claims about nothing, about one in twenty would have an interval beside 0.
+Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
+one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
+**contradicted** by the same below 0; all else is **undecided**. Each interval is for its claim alone: of many claims
+about nothing, about one in twenty would have an interval beside 0.
 
 This page is written by `benchmarks/findings/page.py` from `results/findings/`; nothing on it is typed. The runs are
-`q3vl-mini run --preset tiny --seed K --folder runs/seed-K`; the scores are of the test split, on which no setting is
-chosen ([method.md](method.md), section 4).
+`q3vl-mini run --preset tiny --seed K --folder runs/seed-K`, and the scores those of the test split. What was chosen by
+measurement before, and on what, is in [method.md](method.md), section 4.
 """
 
 
