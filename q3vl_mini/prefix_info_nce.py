@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .losses import check_info_nce, info_nce_masks, without_padding
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 512
 
 
 def prefix_info_nce(
@@ -230,8 +230,14 @@ def _loss_and_gradients(own: Tensor, work: Work, tensors: Sequence[Tensor]) -> t
                 pulls[r][k, rows] += weight[:, 0] * pull.sum(1)
                 pulls[c][k] += weight[:, 0] @ pull
                 slope = slopes[name].addcmul_(powers[name].mul_(weight), lengths[c][k])
+                columns = [slice(None)]
+                if r == c:  # these rows against each other: what they get as rows and as columns is one product
+                    slope = slope.clone()
+                    slope[:, rows] += slope[:, rows].T.clone()
+                    columns = [slice(0, rows.start), slice(rows.stop, None)]
                 gradients[r][rows, low:high].addmm_(slope, tensors[c][:, low:high])
-                gradients[c][:, low:high].addmm_(slope.T, tensors[r][rows, low:high])
+                for part in columns:
+                    gradients[c][part, low:high].addmm_(slope[:, part].T, tensors[r][rows, low:high])
     for x, gradient, length, pull in zip(tensors, gradients, lengths, pulls, strict=True):
         pull = (pull * length**2).flip(0).cumsum(0).flip(0)  # a dimension is in its prefix and in all longer ones
         for k, (low, high) in enumerate(_spans(work.dims)):
