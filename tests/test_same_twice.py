@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 from fake_world import enter_fake_world, small_preset
-from task_digest import digests
+from task_digest import TURNS, digests
 
 from q3vl_mini import stages
 
 HERE = Path(__file__).parent
-QUICK = ["concept", "text_to_image", "scene_retrieval", "motion", "visual_document", "similarity"]
-# Pythons besides this one that have numpy, pillow, resvg-py and torch: paths, separated like those in PATH
+QUICK = ["concept", "text_to_image", "scene_retrieval", "motion", "visual_document", "similarity", *TURNS]
+# Pythons besides this one that have numpy, pillow, resvg-py, torch, safetensors and filelock: paths, separated like
+# those in PATH
 OTHERS = [path for path in os.environ.get("Q3VL_MINI_PYTHONS", "").split(os.pathsep) if path]
 
 
 def printed(python: str, hash_seed: str, rows: int, names: list[str]) -> str:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(HERE.parent)}
     command = [python, str(HERE / "task_digest.py"), str(rows), *names]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def lines(found: dict[str, tuple[str, str]]) -> str:
