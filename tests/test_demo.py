@@ -304,12 +304,59 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(tmp_path, monkeypatch
         ("IMAGE_PIXELS", 89_999, picture, "300 x 300 pixels"),
         ("IMAGE_BYTES", 100, picture, "a picture may have"),
         ("VIDEO_PIXELS", 1000, clip, "32 x 32 pixels"),
-        ("VIDEO_SECONDS", 1, clip, "and 2 s; a clip may have"),
+        ("VIDEO_SECONDS", 1, clip, "2 s and 4 frames; a clip may have"),
+        ("VIDEO_FRAMES", 3, clip, "2 s and many frames; a clip may have"),
         ("VIDEO_BYTES", 100, clip, "a clip may have"),
     ]:
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
             patch.setattr(uploads, limit, value)
             read_upload(file)
+
+
+def test_a_moving_picture_is_bounded_like_a_clip_in_each_of_its_frames(tmp_path, monkeypatch):
+    def split(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "GIF")
+        content = buffer.getvalue()
+        start = 13 + 3 * 2 ** ((content[10] & 7) + 1)  # after the head and its palette
+        return content[:start], content[start:-1]
+
+    small, large = Image.new("L", (30, 30), 9), Image.new("L", (90, 90), 9)
+    others = [small.point(lambda x, grey=grey: grey) for grey in (0, 90, 200)]
+    small.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=500)
+    (tmp_path / "grows.gif").write_bytes(b"".join([*split(small), split(large)[1], b";"]))
+    monkeypatch.setattr(uploads, "VIDEO_PIXELS", 40 * 40)
+    with pytest.raises(ValueError, match="grows.gif is damaged or not a real picture"):
+        read_upload(tmp_path / "grows.gif")
+    # its frames are not counted first, which would read a file of a million of them to its end
+    monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.n_frames", property(lambda self: 1 / 0))
+    assert len(read_upload(tmp_path / "a.gif").instance["video"].frames) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "MOVING_PIXELS", 100)
+        assert len(read_upload(tmp_path / "a.gif").instance["video"].frames) == 1
+    monkeypatch.setattr(uploads, "VIDEO_PIXELS", 20 * 20)
+    with pytest.raises(ValueError, match="a.gif has 30 x 30 pixels; make it smaller"):
+        read_upload(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("name", ["pages.tif", "photo.mpo"])
+def test_pages_and_what_a_phone_puts_beside_a_photograph_do_not_move(tmp_path, name):
+    first, second = Image.new("RGB", (1600, 1500), "red"), Image.new("RGB", (40, 30))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    upload = read_upload(tmp_path / name)
+    assert upload.kind == "picture" and load_image(upload.instance["image"])[0, 0].tolist()[1:] == [0, 0]
+
+
+def test_what_is_too_long_and_thin_for_the_models_spoils_no_collection(tmp_path, engine):
+    collections = Collections(tmp_path / "home")
+    collection = collections.get("ada", collections.create("ada", "x"))
+    long = tmp_path / "long.mkv"
+    long.write_bytes(video_bytes(Clip(np.zeros((2, 8, 1800, 3), np.uint8), 2.0)))
+    files = [png(tmp_path / "a.png", size=(1, 10_000)), png(tmp_path / "b.png", size=(2000, 20)), long]
+    steps = list(collection.add([*files, png(tmp_path / "good.png")]))
+    assert [bool(step.problem) for step in steps] == [True, False, True, False]
+    assert "a.png is 1 x 1024 pixels when it is made smaller, too long and thin; crop it" in steps[0].problem
+    assert len(engine.search(collection, QUERY, Settings("s1")).results) == 2
 
 
 def test_a_query_may_mix_words_and_files(tmp_path):
@@ -368,6 +415,22 @@ def test_a_deleted_collection_does_not_come_back(mine, tmp_path, models):
     with pytest.raises(ValueError, match="“x” is gone"):  # somebody was still searching it
         collection.vectors(models, "s1")
     assert not collection.folder.exists()
+
+
+def test_what_is_added_while_an_index_is_made_is_in_the_next(mine, tmp_path, models, monkeypatch):
+    collections = Collections(tmp_path / "home")
+    collection = collections.get("ada", collections.create("ada", "x"))
+    list(collection.add([mine / "a.png"]))
+    plain = Shelf.embed
+
+    def embed(self, *names):
+        monkeypatch.undo()
+        yield from plain(self, *names)
+        list(self.add([mine / "b.png"]))  # another thread's
+
+    monkeypatch.setattr(Shelf, "embed", embed)
+    assert len(collection.index(models, "s1", 64)) == 1
+    assert len(collection.index(models, "s1", 64)) == 2
 
 
 def test_the_same_content_is_taken_once(mine, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from q3vl_mini.data import video_bytes
-from q3vl_mini.demo import app, collections, remote
+from q3vl_mini.demo import app, collections, remote, room
 from q3vl_mini.demo.collections import Collections
 from q3vl_mini.demo.engine import Engine
 from q3vl_mini.demo.gallery import make_gallery
@@ -82,14 +82,20 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(shelf, home, tmp_path_factory):
-    """The address of a demo that was started as a public one."""
+def running(shelf, home, tmp_path_factory):
+    """A demo that was started as a public one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(app, "gallery", lambda folder: shelf)
         blocks = app.launch(models=["s1"], reranker=None, home=home, public=True, prevent_thread_lock=True)
-        yield blocks.local_url.rstrip("/")
+        yield blocks
         blocks.close()
+
+
+@pytest.fixture(scope="module")
+def server(running):
+    """Its address."""
+    return running.local_url.rstrip("/")
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +202,13 @@ def test_collections_that_nobody_uses_are_let_go_of_and_one_in_use_stays_one(tmp
     assert len(home._open) <= 3
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_told(tmp_path, monkeypatch, ada):
     home = Collections(tmp_path / "home")
     collection = home.get("ada", home.create("ada", "x"))
     (tmp_path / "a.txt").write_text("words")
-    monkeypatch.setattr(collections, "FREE", 2**60)
+    monkeypatch.setattr(room, "FREE", 2**60)
+    answer = ada.http.post("/gradio_api/upload", files={"files": ("a.png", png())})
+    assert answer.status_code == 507 and answer.text == room.FULL
     [step] = collection.add([tmp_path / "a.txt"])
     assert step.problem == "a: this server has no room for more files; try again later" and not collection.items
 
@@ -230,6 +238,25 @@ def test_a_queue_is_bounded_and_says_so(shelf, tmp_path):
     blocks = app.build(Engine(Models(["s1"], None)), shelf, Collections(tmp_path))
     assert blocks._queue.max_size == app.QUEUE
     assert blocks._queue.default_concurrency_limit == app.AT_ONCE
+
+
+@pytest.mark.parametrize("event", ["search", "index", "draw"])
+def test_nobody_passes_the_queue(ada, event):
+    for way in ("run", "api"):
+        answer = ada.http.post(f"/gradio_api/{way}/{event}", json={"data": [], "session_hash": ada.session})
+        assert answer.status_code == 404 and "join the queue" in answer.text
+
+
+def test_gradio_keeps_the_last_answers_of_so_many_pages(running, server, ada, eve, monkeypatch):
+    pages = running.app.state_holder
+    assert pages.capacity == app.SESSIONS
+    monkeypatch.setattr(pages, "capacity", len(pages.session_data) + 1)
+    visitors = [Visitor(server) for _ in range(3)]
+    assert len(pages.session_data) == pages.capacity
+    assert visitors[-1].session in pages.session_data and ada.session not in pages.session_data
+    assert "6 of 6 items" in ada.search("a cat")[0]  # whose page was forgotten
+    for visitor in visitors:
+        visitor.http.close()
 
 
 # --- addresses

@@ -375,9 +375,10 @@ def test_a_path_lies_below_its_root_or_is_refused(folder, examples):
 
 
 @few_and_many
-def test_an_upload_is_pixels_words_or_a_named_refusal(folder, examples):
+def test_an_upload_is_pixels_words_or_a_named_refusal(folder, processor, examples):
+    thin = [as_file(Image.new("L", size), kind) for size in [(1, 900), (900, 4)] for kind in ("PNG", "GIF", "TIFF")]
     words = texts.map(lambda text: text.encode("utf-8", "surrogatepass"))
-    contents = damaged([*FILES.values(), FILM]) | st.binary(max_size=60) | words
+    contents = damaged([*FILES.values(), *thin, FILM]) | st.binary(max_size=60) | words
 
     @for_any(examples, content=contents, name=st.sampled_from(["a.png", "a.mp4", "<script>.txt", "a.svg"]))
     def check(content, name):
@@ -391,6 +392,8 @@ def test_an_upload_is_pixels_words_or_a_named_refusal(folder, examples):
             shape = value.frames.shape[1:3] if upload.kind == "clip" else getattr(value, "size", (0,))
             assert largest is None or max(shape) <= largest
             assert upload.kind != "text" or len(value) <= 2000
+            if upload.kind != "text":
+                prepare(value, "image" if upload.kind == "picture" else "video", BUDGET, processor)  # a model takes it
 
 
 @few_and_many

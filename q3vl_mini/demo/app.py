@@ -6,6 +6,8 @@ from pathlib import Path
 from threading import Thread
 
 import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from ..compression import PRECISIONS
 from . import markup
@@ -17,11 +19,13 @@ from .items import KINDS
 from .models import Models
 from .page import GALLERY, Page
 from .remote import guard
+from .room import RoomForUploads
 from .shelf import Shelf
 from .uploads import ACCEPTED
 
 UPLOAD_LIMIT = "50mb"
 QUEUE = 32  # events that wait; one more gets the answer that the queue is full (HTTP 503)
+SESSIONS = 200  # open pages whose last answers Gradio keeps, up to a megabyte each; who was away longest loads it anew
 AT_ONCE = 1  # runs of one kind of event; the models work on one query at a time (models.Models)
 CLEANED, UPLOADS_KEPT = 900, 7200  # seconds between two looks at uploads, and after which one is deleted
 SHOWN = 16  # items before the first search
@@ -81,7 +85,7 @@ def build(
     for block in blocks.blocks.values():
         block.keep_in_cache |= block.temp_files  # what the page itself shows, such as icons, while uploads are deleted
     guard(remote)
-    return blocks.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
+    return blocks.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE, api_open=False)  # nobody passes the queue
 
 
 def launch(
@@ -121,12 +125,16 @@ def launch(
         public = share or host not in ("127.0.0.1", "localhost", "::1")
     collections = Collections(home / "collections")
     blocks = build(engine, shipped, collections, Path(folder) if folder is not None else None, public, remote)
+    uploads = Path(get_upload_folder())
+    uploads.mkdir(parents=True, exist_ok=True)
     blocks.launch(
         server_name=host,
         server_port=port,
         share=share,
         prevent_thread_lock=True,
         max_file_size=UPLOAD_LIMIT,
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [Middleware(RoomForUploads, folder=uploads)]},
         show_error=False,  # what no line of the page says stays in the server's log
         theme=_theme(),
         css_paths=STYLE,

@@ -20,13 +20,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from .items import Item
+from .room import FULL, has_room
 from .shelf import Shelf
 from .uploads import Upload, printable, read_upload
 
 MAX_ITEMS = 2_000  # of a collection
 MAX_COLLECTIONS = 20  # of an owner
 NAME_LENGTH = 60
-FREE = 2**30  # bytes of the disk that stay free
 OPEN = 32  # collections that stay open with their indexes, those used last
 CARD = "collection.json"
 
@@ -71,8 +71,8 @@ class Collection(Shelf):
                 return
             if len(self._rows) >= MAX_ITEMS:
                 raise ValueError(f"{upload.title}: a collection has at most {MAX_ITEMS} items; start another one")
-            if shutil.disk_usage(self.folder).free < FREE:
-                raise ValueError(f"{upload.title}: this server has no room for more files; try again later")
+            if not has_room(self.folder):
+                raise ValueError(f"{upload.title}: {FULL}")
             if upload.kind == "text":
                 row["text"] = upload.instance["text"]
             else:

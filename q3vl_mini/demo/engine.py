@@ -176,7 +176,7 @@ class Engine:
         where = None
         if query is not None:
             where = (truncate(self._embed(model, query, "", Stopwatch()), dim)[0] - mean) @ axes.T
-        return Map(list(shelf.items), (vectors - mean) @ axes.T, explained, where)
+        return Map(shelf.items[: len(vectors)], (vectors - mean) @ axes.T, explained, where)
 
     def score_pair(self, query: Instance, document: Instance, model: str = "s3", instruction: str = "") -> PairScore:
         """Embedding cosine and, if there is a reranker, its logits of yes and no."""

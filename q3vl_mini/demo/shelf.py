@@ -70,31 +70,34 @@ class Shelf:
 
     def vectors(self, models: Models, model: str) -> np.ndarray:
         """The full vectors of all items, float32 (N, D), in their order; computed where they are missing."""
+        items = self.items  # as they are now: somebody may add to a collection meanwhile
         for _ in self.embed(models, model):
             pass
         known = self._read(models, model)
-        return np.stack([known[item.id] for item in self.items]) if self.items else np.zeros((0, models.dim(model)))
+        return np.stack([known[item.id] for item in items]) if items else np.zeros((0, models.dim(model)))
 
     def index(
         self, models: Models, model: str, dim: int, precision: str = "float32", kinds: Sequence[str] = ()
     ) -> Index:
         """An index of the items' vectors, cut to `dim` dimensions: of all items, or of those of the given kinds."""
         key = (model, dim, precision, tuple(kinds))
-        if key not in self._indexes:
+        known = self._indexes  # an index of items that change meanwhile goes where nobody looks any more
+        index = known.get(key)
+        if index is None:
             chosen = [row for row, item in enumerate(self.items) if not kinds or item.kind in kinds]
             identity = models.identity(model, dim)
             index = Index(dim, precision, identity)
             if chosen:
                 vectors = truncate(self.vectors(models, model)[chosen], dim)
                 index.add([self.items[row].id for row in chosen], vectors, identity=identity)
-            if len(self._indexes) >= MAX_INDEXES:
-                self._indexes.clear()
-            self._indexes[key] = index
-        return self._indexes[key]
+            if len(known) >= MAX_INDEXES:
+                known.clear()
+            known[key] = index
+        return index
 
     def changed(self) -> None:
-        """To be called after `items` has changed."""
-        self._indexes.clear()
+        """To be called after `items` has been replaced by longer ones."""
+        self._indexes = {}
 
     def _file(self, models: Models, model: str) -> Path:
         identity = models.identity(model)

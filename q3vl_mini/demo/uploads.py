@@ -7,11 +7,12 @@ and frames.
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from ..records import Clip, Instance
 from .items import frame_seconds
@@ -19,12 +20,16 @@ from .items import frame_seconds
 MB = 2**20
 IMAGE_BYTES, VIDEO_BYTES, TEXT_BYTES = 20 * MB, 50 * MB, 64 * 1024
 IMAGE_PIXELS, VIDEO_PIXELS, VIDEO_SECONDS = 50_000_000, 1920 * 1200, 120
+VIDEO_FRAMES = 60 * VIDEO_SECONDS  # whatever a file says of its length
+MOVING_PIXELS = 2**28  # of all frames that are decoded of a moving picture, which takes seconds
+ASPECT = 200  # times the shorter side; the models take nothing longer
 TEXT_CHARACTERS = 2_000
 QUERY_FILES = 4
 EDGE = 1024  # pixels a side that are kept of a picture
 CLIP_EDGE = 256
 FPS, MAX_FRAMES = 2.0, 32
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MOVING_FORMATS = ("PNG", "WEBP", "GIF")  # further pictures of others are pages, or what phones put into a JPEG (MPO)
 VIDEO_SIGNATURES = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (8, b"AVI "))  # MP4 and MOV, Matroska and WebM, AVI
 ACCEPTED = "a picture (PNG, JPEG, WebP, GIF, BMP, TIFF), a clip (MP4, MOV, WebM, MKV, AVI) or a text in UTF-8"
 
@@ -41,14 +46,31 @@ class Upload:
 def read_upload(path: str | Path) -> Upload:
     """A file as pixels or words.
 
-    A moving picture (GIF, WebP) is a clip. Pictures are kept at up to EDGE pixels a side, clips at up to CLIP_EDGE, FPS
-    frames a second and MAX_FRAMES frames.
+    A moving picture (GIF, WebP, PNG) is a clip; of other files the first picture counts. Pictures are kept at up to
+    EDGE pixels a side, clips at up to CLIP_EDGE, FPS frames a second and MAX_FRAMES frames.
 
     Raises:
         ValueError: fit to be shown to the visitor: names the file, says what is wrong and what to do.
     """
     path = Path(path)
-    name, title = printable(path.name)[:80], printable(path.stem)[:80]
+    name = printable(path.name)[:80]
+    upload = _read(path, name, printable(path.stem)[:80])
+    height, width = _size(upload)
+    if max(height, width) > ASPECT * min(height, width):
+        raise ValueError(f"{name} is {width} x {height} pixels when it is made smaller, too long and thin; crop it")
+    return upload
+
+
+def _size(upload: Upload) -> tuple[int, int]:
+    """Height and width of what is kept of a picture or clip; of a text those of a square."""
+    if upload.kind == "text":
+        return 1, 1
+    if upload.kind == "picture":
+        return upload.instance["image"].size[::-1]
+    return upload.instance["video"].frames.shape[1:3]
+
+
+def _read(path: Path, name: str, title: str) -> Upload:
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{name} is empty; choose another file")
@@ -65,10 +87,11 @@ def read_upload(path: str | Path) -> Upload:
         return Upload("text", title, {"text": _read_text(path, name, size)})
     with image:
         _require_size(name, size, IMAGE_BYTES, "a picture")
-        if image.width * image.height > IMAGE_PIXELS:
+        moves = image.format in MOVING_FORMATS and getattr(image, "is_animated", False)
+        if image.width * image.height > (VIDEO_PIXELS if moves else IMAGE_PIXELS):
             raise ValueError(f"{name} has {image.width} x {image.height} pixels; make it smaller")
         try:
-            if getattr(image, "n_frames", 1) > 1:
+            if moves:
                 return Upload("clip", title, {"video": _moving(image)})
             image.load()  # here, where its formats are few
             return Upload("picture", title, {"image": _shrunk(image, EDGE)})
@@ -113,19 +136,21 @@ def _shrunk(image: Image.Image, edge: int) -> Image.Image:
 
 
 def _moving(image: Image.Image) -> Clip:
-    """A moving picture as a clip. A frame that stays longer than others counts as several."""
-    frames, seconds, size = [], 0.0, None
-    for number in range(image.n_frames):
-        image.seek(number)
-        image.load()
-        until = seconds + max(image.info.get("duration", 100), 20) / 1000
+    """A moving picture as a clip, of a long or large one its beginning. A frame that stays counts as several."""
+    frames, seconds, size, decoded = [], 0.0, None, 0
+    for shown in ImageSequence.Iterator(image):  # to count its frames first, Pillow would read them all
+        if shown.width * shown.height > VIDEO_PIXELS:  # a later frame of a GIF may be larger
+            raise ValueError(f"a frame of {shown.width} x {shown.height} pixels")
+        shown.load()
+        decoded += shown.width * shown.height
+        until = seconds + max(shown.info.get("duration", 100), 20) / 1000
         if len(frames) / FPS < until:
-            frame = _shrunk(image.convert("RGBA"), CLIP_EDGE)
+            frame = _shrunk(shown.convert("RGBA"), CLIP_EDGE)
             size = size or frame.size
             wanted = int(np.ceil(until * FPS - 1e-6)) - len(frames)
             frames += [np.asarray(frame if frame.size == size else frame.resize(size))] * wanted
         seconds = until
-        if len(frames) >= MAX_FRAMES:
+        if len(frames) >= MAX_FRAMES or decoded > MOVING_PIXELS:
             break
     return Clip(np.stack(frames[:MAX_FRAMES]), FPS)
 
@@ -139,11 +164,13 @@ def _read_clip(path: Path, name: str) -> Clip:
             stream = container.streams.video[0]
             width, height = stream.width or 0, stream.height or 0
             seconds = (container.duration or 0) / av.time_base
+            frames = sum(packet.size > 0 for packet in islice(container.demux(stream), VIDEO_FRAMES + 1))
     except Exception as error:  # as above
         raise ValueError(damaged) from error
-    if width * height > VIDEO_PIXELS or seconds > VIDEO_SECONDS:
-        told = f"{width} x {height} pixels and {seconds:.0f} s"
-        raise ValueError(f"{name} has {told}; a clip may have full HD and {VIDEO_SECONDS} s: make it smaller")
+    if width * height > VIDEO_PIXELS or seconds > VIDEO_SECONDS or frames > VIDEO_FRAMES:
+        told = f"{width} x {height} pixels, {seconds:.0f} s and {'many' if frames > VIDEO_FRAMES else frames} frames"
+        most = f"full HD, {VIDEO_SECONDS} s and {VIDEO_FRAMES} frames"
+        raise ValueError(f"{name} has {told}; a clip may have {most}: make it smaller")
     try:
         frames, times = load_video(content, MediaBudget(fps=FPS, max_frames=MAX_FRAMES))
     except ValueError as error:
