@@ -16,8 +16,9 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 class _Official:
     def __init__(self, folder: str | Path):
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        self.model = model.eval()
 
     def last_states(self, chats: list[list[dict[str, Any]]]) -> torch.Tensor:
         inputs = self.processor.apply_chat_template(

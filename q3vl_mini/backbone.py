@@ -7,7 +7,9 @@ template, and `q3vl_mini.json`, the card.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
@@ -152,12 +155,13 @@ def load(
         base_folder, base_name = _base(folder)
         model = _load_full(base_folder, base_name, device, dtype)
         _require_weights(folder, ADAPTER_WEIGHTS)
-        model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        with _undamaged(folder):
+            model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = base_name
     else:
         base_folder, model = folder, _load_full(folder, name, device, dtype)
     has_processor = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = AutoProcessor.from_pretrained(folder if has_processor else base_folder)
+    processor = AutoProcessor.from_pretrained(folder if has_processor else base_folder, trust_remote_code=False)
     files = () if trainable else _weights_files(folder, base_folder)
     return Backbone(model.eval(), processor, card, _quantizers(folder, device), name, files)
 
@@ -185,16 +189,40 @@ def load_beside(loaded: Backbone, name_or_path: str | Path, adapter_name: str) -
     if files[-1:] != loaded.files[-1:]:  # the base's come last
         raise ValueError(f"{name} is an adapter of {base_name}, and {loaded.name} has other weights; load() it")
     model = loaded.model
-    if isinstance(model, PeftModel):
-        model.load_adapter(folder, adapter_name=adapter_name)
-    else:
-        model = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name)
+    with _undamaged(folder):
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=adapter_name)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name)
     quantizers = _quantizers(folder, inner(model).device)
     return Backbone(model.eval(), loaded.processor, _card(folder, None), quantizers, name, files)
 
 
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    """Let the error of a file that is cut off or altered name its checkpoint and the remedy.
+
+    So does an adapter that lacks tensors: peft warns, and leaves them as they were made.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, UserWarning) as error:
+        told = str(error)[:300]
+        raise ValueError(f"{folder} has a damaged file ({told}); copy or download the checkpoint again") from error
+
+
+def _json_object(folder: Path, name: str) -> dict[str, Any]:
+    with _undamaged(folder):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / name} is no JSON object; copy or download the checkpoint again")
+    return content
+
+
 def _card(folder: Path, template: str | None) -> dict[str, Any]:
-    card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
+    card = _json_object(folder, CARD_FILE) if (folder / CARD_FILE).is_file() else {}
     card["template"] = template or card.get("template", TEMPLATE_WITHOUT_CARD)
     choose(EMBEDDER_TEMPLATES, card["template"])
     return card
@@ -202,7 +230,7 @@ def _card(folder: Path, template: str | None) -> dict[str, Any]:
 
 def _base(folder: Path) -> tuple[Path, str]:
     """The folder and name of an adapter's base model."""
-    base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    base = _json_object(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder / ADAPTER_CONFIG} names no base model; fill in base_model_name_or_path")
     return _find(base, relative_to=folder)
@@ -211,7 +239,8 @@ def _base(folder: Path) -> tuple[Path, str]:
 def _quantizers(folder: Path, device: torch.device) -> Quantizers | None:
     if not (folder / QUANTIZERS_FILE).is_file():
         return None
-    state = load_file(folder / QUANTIZERS_FILE)
+    with _undamaged(folder):
+        state = load_file(folder / QUANTIZERS_FILE)
     quantizers = Quantizers(sorted({int(name.split(".")[1]) for name in state}))
     quantizers.load_state_dict(state)
     return quantizers.eval().to(device)
@@ -256,9 +285,16 @@ def _load_full(folder: Path, name: str, device: torch.device, dtype: torch.dtype
     text = BY_LENGTH
     if device.type != "cpu":
         text = "flash_attention_2" if is_flash_attn_2_available() and dtype != torch.float32 else "sdpa"
-    model = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, attn_implementation={"": text, "text_config": text}
-    )
+    # each part is named, or a config.json could name an attention of its own, which is code to be fetched from the Hub
+    attention = {"": text, "text_config": text, "vision_config": "sdpa"}
+    with _undamaged(folder):
+        model, found = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
+        )
+    # transformers warns, and draws them at random; an embedder may do without the head for words
+    if missing := sorted(found["missing_keys"] - {"lm_head.weight"}):
+        told = f"{len(missing)} tensors of its weights, such as {missing[0]}"
+        raise ValueError(f"{folder} lacks {told}; copy or download the checkpoint again")
     model.name_or_path = model.config._name_or_path = name  # what peft records as an adapter's base
     speed_up(model.model.visual).requires_grad_(False)
     return model.to(device)

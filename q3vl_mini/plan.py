@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def model_config(name: str) -> Qwen3VLConfig:
     """The configuration of a model of SIZES, of a shipped name, or of a folder or Hub id (resolve)."""
     if name not in SIZES:
-        return AutoConfig.from_pretrained(resolve(name))
+        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
     size = SIZES[name]
     return Qwen3VLConfig(
         text_config={**size["text"], "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936},

@@ -2,11 +2,17 @@
 
 import ast
 import json
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from q3vl_mini.backbone import add_lora, load, save
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.reranker import Reranker
 
@@ -30,6 +36,10 @@ def faults(code: str, name: str) -> list[str]:
         elif isinstance(node, ast.keyword):
             off = isinstance(node.value, ast.Constant) and node.value.value is False
             wrong = {node.arg} & NOT_FALSE if not off else set()
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "from_pretrained":
+            # transformers' Auto classes ask at the terminal whether code may run, unless they are told that it may not
+            told = any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+            wrong = {"an Auto class that asks"} if ast.unparse(node.func).startswith("Auto") and not told else set()
         elif isinstance(node, ast.Name):
             wrong = {"eval", "exec"} & {node.id}
         else:
@@ -66,6 +76,7 @@ def test_nothing_that_is_read_can_run_code():
         "from joblib import load",
         "import numpy as np\nnp.load('x', allow_pickle=True)",
         "load('x', trust_remote_code=flag)",
+        "AutoProcessor.from_pretrained('x')",
         "eval(text)",
         "import yaml\nyaml.load(text)",
     ],
@@ -93,3 +104,60 @@ def test_an_adapter_in_a_pickle_is_refused(small_checkpoint, tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.bin, which can run code when read"):
         Embedder(tmp_path)
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def cut_in_the_head(file):
+    os.truncate(file, 20)
+
+
+def lose_a_tensor(file):
+    tensors = load_file(file)
+    del tensors[sorted(tensors)[3]]
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [cut, cut_in_the_head, lose_a_tensor])
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
+def test_damaged_weights_are_named_and_never_made_up(small_checkpoint, tmp_path, name, damage):
+    folder = tmp_path / "saved"
+    shutil.copytree(small_checkpoint, folder)
+    if name.startswith("adapter"):
+        loaded = load(small_checkpoint)
+        folder = tmp_path / "adapter"
+        save(folder, add_lora(loaded.model), loaded.processor, {"role": "embedder", "template": "report"})
+    assert np.isfinite(Embedder(folder).encode(["a cat"])).all()
+    damage(folder / name)
+    with pytest.raises(ValueError, match=f"{folder} .*copy or download the checkpoint again"):
+        Embedder(folder)
+
+
+@pytest.mark.parametrize("name", ["q3vl_mini.json", "adapter_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+def test_a_damaged_card_is_named(small_checkpoint, tmp_path, name, content):
+    shutil.copytree(small_checkpoint, tmp_path / "saved")
+    (tmp_path / "saved" / name).write_text(content, "utf-8", "surrogateescape")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'saved'}.*copy or download the checkpoint again"):
+        Embedder(tmp_path / "saved")
+
+
+def test_a_config_names_neither_code_nor_a_kernel_of_its_own(small_checkpoint, tmp_path):
+    item, folder = {"image": Image.new("RGB", (64, 64), "red")}, tmp_path / "saved"
+    shutil.copytree(small_checkpoint, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    own = {name: "evil.Evil" for name in ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer")}
+    for file in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / file).read_text()) | {"auto_map": own}
+        for part in [settings, settings["text_config"], settings["vision_config"]] if file == "config.json" else []:
+            part["attn_implementation"] = part["_attn_implementation"] = "evil/kernel"
+        (folder / file).write_text(json.dumps(settings))
+    np.testing.assert_array_equal(Embedder(folder).encode([item]), Embedder(small_checkpoint).encode([item]))
+    settings["processor_class"] = settings["tokenizer_class"] = "Evil"  # which transformers does not know
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Evil", "auto_map": own}))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        Embedder(folder)
+    assert not (tmp_path / "ran").exists()
