@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from tqdm import tqdm
@@ -414,8 +415,8 @@ def encoded(
 
     Queries get the quadruple's instruction, documents the embedder's default. A corpus object that
     several quadruples share is encoded once and released after its last use. With `folder`, vectors
-    are memory-mapped files in it, <name>.queries.npy and <name>.corpus.npy; what an earlier call left there is
-    taken, so a folder is of one model and one benchmark. `options` go to `encode` (dim, precision).
+    are memory-mapped files in it, <name>.queries.npy and <name>.corpus.npy, a / in a name as %2F; what an earlier call
+    left there is taken, so a folder is of one model and one benchmark. `options` go to `encode` (dim, precision).
 
     Taught in notebooks/14
     """
@@ -430,14 +431,14 @@ def encoded(
     vectors: dict[int, np.ndarray] = {}
     with tqdm(total=total, desc="encode", unit="item", disable=not progress) as bar:
         for i, quadruple in enumerate(quadruples):
-            key = id(quadruple.corpus)
+            key, file = id(quadruple.corpus), quote(quadruple.name, safe="")  # whoever wrote its card chose the name
             bar.set_postfix_str(quadruple.name)
             encode = partial(embedder.encode, batch_size=batch_size, **options)
             if key not in vectors:
-                vectors[key] = _vectors(encode, quadruple.corpus, folder, f"{quadruple.name}.corpus.npy")
+                vectors[key] = _vectors(encode, quadruple.corpus, folder, f"{file}.corpus.npy")
                 bar.update(sizes[key])
             encode = partial(encode, instruction=quadruple.instruction)
-            queries = _vectors(encode, quadruple.queries, folder, f"{quadruple.name}.queries.npy")
+            queries = _vectors(encode, quadruple.queries, folder, f"{file}.queries.npy")
             bar.update(len(quadruple))
             yield quadruple, queries, vectors[key]
             if last_use[key] == i:

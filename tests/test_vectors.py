@@ -1,5 +1,7 @@
 """Vectors on disk are those of memory, made a block at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,14 @@ def test_encoded_keeps_each_vector_once_and_the_next_call_takes_what_is_kept(tmp
 
     with pytest.raises(ValueError, match="two data sets of one name"):
         list(encoded(Model(), [first, first], folder=tmp_path))
+
+
+def test_a_data_set_that_is_named_like_a_path_stays_in_the_folder(tmp_path):
+    class Model:
+        def encode(self, items, instruction=None, batch_size=32):
+            return lengths(items)
+
+    folder = tmp_path / "a" / "vectors"
+    named = Quadruple("../../../x", "text_ret", "Find it.", ["a"], ["one"], [Relevance((0,))])
+    list(encoded(Model(), [named, replace(named, name=str(tmp_path / "y"))], folder=folder))
+    assert len(list(folder.iterdir())) == 3 and [x.name for x in tmp_path.iterdir()] == ["a"]
