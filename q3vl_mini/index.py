@@ -158,7 +158,13 @@ class Index(Store):
         scores, rows = self._scan(queries, min(candidates, len(self)))
         if CODES in self._parts and rescore:
             vectors_of = self._parts[VECTORS].reconstruct_batch
-            scores = np.stack([vectors_of(found) @ query for query, found in zip(queries, rows, strict=True)])
+            with np.errstate(invalid="ignore"):
+                scores = np.stack([vectors_of(found) @ query for query, found in zip(queries, rows, strict=True)])
+        if (rows < 0).any() or not np.isfinite(scores).all():  # faiss leaves out what it cannot compare
+            raise ValueError(
+                "this index has vectors that are not finite, which it never took, so one of its files is damaged; "
+                "copy the folder again, or index again"
+            )
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         scores, rows = (np.take_along_axis(x, order, axis=1).tolist() for x in (scores, rows))
         return [list(map(self._hit, *found)) for found in zip(rows, scores, strict=True)]
@@ -317,12 +323,17 @@ def _map_part(file: Path, empty: faiss.Index | faiss.IndexBinary, card: Mapping[
     read = faiss.read_index_binary if isinstance(empty, faiss.IndexBinary) else faiss.read_index
     try:
         part = read(str(file), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise _damaged(file, str(error)) from error
-    if (type(part), part.d, part.ntotal) != (type(empty), empty.d, card["count"]):
+    if _kind(part) != _kind(empty) or part.ntotal != card["count"]:
         found = f"{type(part).__name__} of {part.ntotal} vectors of {part.d} dimensions"
-        raise _damaged(file, f"it holds an {found}, {CARD} says {card['count']} of {empty.d}")
+        raise _damaged(file, f"it holds another {found}, {CARD} says {card['count']} of {empty.d}")
     return part
+
+
+def _kind(part: faiss.Index | faiss.IndexBinary) -> tuple:
+    """What two faiss indexes that are searched alike agree in, whatever is in them."""
+    return type(part), part.d, part.metric_type, part.is_trained
 
 
 def _map_rows(file: Path, card: Mapping[str, Any]) -> pa.Table:

@@ -413,6 +413,35 @@ def test_a_damaged_file_is_named(name, fault, tmp_path):
         Index.open(tmp_path / "index")
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+def test_a_vector_that_is_no_longer_finite_is_no_answer(precision, tmp_path):
+    filled(20, 16, precision).save(tmp_path / "index")
+    file = tmp_path / "index" / VECTORS
+    with file.open("r+b") as content:
+        content.seek(-16 * 4, os.SEEK_END)  # the last vector
+        content.write(np.full(16, np.nan, np.float32).tobytes())
+    with pytest.raises(ValueError, match="vectors that are not finite.* damaged"):
+        Index.open(tmp_path / "index").search(unit(2, 16), k=20)
+
+
+@pytest.mark.parametrize("name", [VECTORS, CODES])
+def test_a_changed_byte_in_the_head_of_the_vectors_is_named_or_without_effect(name, tmp_path):
+    index, refused = filled(20, 16, "int8"), 0
+    index.save(tmp_path / "index")
+    file, query = tmp_path / "index" / name, index.get(["document 3"])[0].vector[None]
+    content = file.read_bytes()
+    for at in range(37):  # type, dimension, count, metric
+        file.unlink()  # what is mapped is left as it is
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            opened = Index.open(tmp_path / "index")
+        except ValueError as error:
+            refused += name in str(error)
+        else:
+            assert opened.search(query, k=5) == index.search(query, k=5), at
+    assert refused > 9
+
+
 def test_another_kind_of_faiss_index_under_our_name_is_refused(tmp_path):
     faiss = pytest.importorskip("faiss")
     filled(300, 64).save(tmp_path / "index")
