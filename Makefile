@@ -51,7 +51,7 @@ test: env lint ## every check, every test but the hard ones, every notebook
 test-fast: env ## the tests that take seconds
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not notebook and not browser and not hard"
 
-test-hard: env ## the tests that take minutes: killed runs, other Pythons (Q3VL_MINI_PYTHONS=path:path)
+test-hard: env ## the tests that take minutes: killed runs, the demo under load, other Pythons (Q3VL_MINI_PYTHONS=path:path)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m hard
 
 lint: env ## style (ruff) and levels (import-linter)

@@ -1,7 +1,7 @@
-"""Write the tables of results/performance/*.json into docs/performance.md, each between its two markers.
+"""Write the tables of results/performance/*.json into the pages that have markers for them, each between its two.
 
-    python scripts/update_performance.py          # rewrite docs/performance.md
-    python scripts/update_performance.py --check  # exit 1 if the page is not what the results say
+    python scripts/update_performance.py          # rewrite docs/performance.md and docs/reliability.md
+    python scripts/update_performance.py --check  # exit 1 if a page is not what the results say
 """
 
 import argparse
@@ -11,7 +11,8 @@ from pathlib import Path
 from q3vl_mini.report import fill, rewrite
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "performance"
+PAGES = [ROOT / "docs" / name for name in ("performance.md", "reliability.md")]
+RESULTS = ROOT / "results" / "performance"
 SIGNS = {"at least": "≥ {}", "at most": "≤ {}", "within": "{} to {}"}
 
 
@@ -49,9 +50,9 @@ def page(text: str, results: dict[str, dict]) -> str:
 
 
 def write(check: bool = False) -> bool:
-    """Rewrite the page, or with `check` only compare; whether it was up to date."""
+    """Rewrite the pages, or with `check` only compare; whether they were up to date."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
-    return rewrite(PAGE, page(PAGE.read_text(encoding="utf-8"), results), check)
+    return all([rewrite(file, page(file.read_text(encoding="utf-8"), results), check) for file in PAGES])
 
 
 def main():

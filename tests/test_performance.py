@@ -1,4 +1,4 @@
-"""docs/performance.md shows what results/performance holds, and every benchmark in it has its script."""
+"""docs/performance.md and docs/reliability.md show what results/performance holds; every figure has its script."""
 
 import json
 
@@ -19,14 +19,14 @@ def update_performance(monkeypatch):
     return update_performance
 
 
-def test_the_page_shows_the_results(update_performance):
+def test_the_pages_show_the_results(update_performance):
     assert update_performance.write(check=True), "run scripts/update_performance.py"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_results_are_of_a_benchmark_that_the_page_shows(file, update_performance):
+def test_results_are_of_a_benchmark_that_a_page_shows(file, update_performance):
     assert (ROOT / "benchmarks" / f"{file.stem}.py").is_file()
-    names = [match[2] for match in MARKED.finditer(update_performance.PAGE.read_text("utf-8"))]
+    names = [match[2] for page in update_performance.PAGES for match in MARKED.finditer(page.read_text("utf-8"))]
     assert names.count(f"performance:{file.stem}") == 1
 
 
