@@ -40,6 +40,7 @@ def main() -> None:
     if "run" in options.parts:
         pipeline.run(load_preset("tiny"), options.folder / "tiny", results=ROOT / "results" / "tiny.json")
         ship_models.ship(options.folder / "tiny")
+        ship_models.ship_gallery()
         update_readme.write()
 
 

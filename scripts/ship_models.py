@@ -1,6 +1,7 @@
-"""Copy the adapters of a run to data_samples/adapters, in half precision.
+"""Copy the adapters of a run to data_samples/adapters, in half precision, and make what the demo ships of them.
 
     python scripts/ship_models.py runs/tiny
+    python scripts/ship_models.py              the adapters are there already: the demo's vectors alone
 
 The processor is not copied: a shipped adapter takes that of its base, data_samples/q3vl-tiny.
 """
@@ -8,12 +9,17 @@ The processor is not copied: a shipped adapter takes that of its base, data_samp
 import argparse
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from q3vl_mini.backbone import cast_file
+from q3vl_mini.demo.gallery import make_gallery
+from q3vl_mini.demo.models import Models
+from q3vl_mini.demo.shelf import Shelf
 
-ADAPTERS = Path(__file__).resolve().parents[1] / "data_samples" / "adapters"
+DATA = Path(__file__).resolve().parents[1] / "data_samples"
+ADAPTERS, GALLERY = DATA / "adapters", DATA / "gallery"
 SHIPPED = ("s0", "s1", "reranker", "s2", "s3")
 FILES = ("adapter_config.json", "adapter_model.safetensors", "q3vl_mini.json", "quantizers.safetensors", "README.md")
 
@@ -35,7 +41,20 @@ def ship(run: Path, adapters: Path = ADAPTERS) -> None:
             file.chmod(0o644)
 
 
+def ship_gallery(folder: Path = GALLERY, models: Models | None = None) -> Path:
+    """Replace `folder` by the gallery's vectors of the model that the demo begins with, the last one."""
+    models = models or Models()
+    shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory() as scratch:
+        file = Shelf("Gallery", make_gallery(), scratch).ship(models, models.names[-1], folder)
+    file.chmod(0o644)
+    return file
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    ship(parser.parse_args().run)
+    parser.add_argument("run", type=Path, nargs="?", help="the folder of a finished run")
+    options = parser.parse_args()
+    if options.run:
+        ship(options.run)
+    print(ship_gallery())

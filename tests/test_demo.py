@@ -20,7 +20,7 @@ from q3vl_mini.demo.app import build
 from q3vl_mini.demo.collections import Collections, files_below
 from q3vl_mini.demo.engine import Engine, Result, Settings
 from q3vl_mini.demo.examples import examples
-from q3vl_mini.demo.gallery import make_gallery, scene_title
+from q3vl_mini.demo.gallery import gallery, make_gallery, scene_title
 from q3vl_mini.demo.items import Item, model_view, thumbnail
 from q3vl_mini.demo.models import Models
 from q3vl_mini.demo.page import GALLERY, Page
@@ -140,6 +140,35 @@ def test_vectors_are_computed_once_for_each_model(models, shelf, items):
     assert list(reopened.embed(models, "s1")) == []
     np.testing.assert_array_equal(reopened.vectors(models, "s1"), first)
     assert np.abs(reopened.vectors(models, "raw") - first).max() > 0.05
+
+
+def test_shipped_vectors_are_taken_for_their_own_model_alone(models, shelf, items, tmp_path):
+    exact = shelf.vectors(models, "s1")
+    shelf.ship(models, "s1", tmp_path / "shipped")
+    other = Shelf("Gallery", items, tmp_path / "home", tmp_path / "shipped")
+    assert list(other.embed(models, "s1")) == []  # nothing is left to make
+    vectors = other.vectors(models, "s1")
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert (vectors * exact).sum(axis=1).min() > 0.9995
+    np.testing.assert_array_equal(vectors > 0, exact > 0)  # the binary codes
+    assert next(other.embed(models, "raw")) == (BATCH, len(items))
+    more = Shelf("Gallery", [*items, Item("new", "text", "new", {"text": "new"})], tmp_path / "more", other.shipped)
+    assert list(more.embed(models, "s1")) == [(len(items) + 1, len(items) + 1)]
+
+
+def test_the_gallerys_shipped_vectors_are_those_of_the_shipped_model(tmp_path):
+    """Where it fails: python scripts/ship_models.py"""
+    models, shelf = Models(), gallery(tmp_path)
+    [name] = models.names[-1:]
+    assert list(shelf.embed(models, name)) == []
+    few = [row for kind in ("picture", "scene", "clip", "page") for row in rows_of_kind(shelf, kind)[:2]]
+    with models.embedder(name) as embedder:
+        made = embedder.encode([shelf.items[row].instance for row in few])
+    assert (shelf.vectors(models, name)[few] * made).sum(axis=1).min() > 0.999
+
+
+def rows_of_kind(shelf, kind) -> list[int]:
+    return [row for row, item in enumerate(shelf.items) if item.kind == kind]
 
 
 def test_who_stops_in_the_middle_keeps_what_is_done(models, items, tmp_path):

@@ -10,6 +10,9 @@ import torch
 
 from q3vl_mini import backbone
 from q3vl_mini.backbone import add_lora, load, save
+from q3vl_mini.demo.gallery import make_gallery
+from q3vl_mini.demo.models import Models
+from q3vl_mini.demo.shelf import Shelf
 from q3vl_mini.embedder import Embedder
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -42,6 +45,18 @@ def test_shipped_adapters_give_the_vectors_of_the_run(script, small_checkpoint, 
     raw = Embedder("q3vl-small").encode(["a red cat"])
     assert np.abs(ours - raw).max() > 0.05
     assert np.allclose(Embedder("adapters/s0").encode(["a red cat"]), ours, atol=1e-2)
+
+
+def test_the_gallerys_vectors_replace_those_of_an_earlier_model(script, tmp_path, monkeypatch):
+    items = make_gallery(3, 0, 0, 0)
+    monkeypatch.setattr(script, "make_gallery", lambda: items)
+    shipped, models = tmp_path / "gallery", Models(["s1", "raw"])
+    shipped.mkdir()
+    (shipped / "vectors-old.safetensors").write_text("old")
+    made = script.ship_gallery(shipped, models)
+    assert list(shipped.iterdir()) == [made]
+    shelf = Shelf("Gallery", items, tmp_path / "home", shipped)
+    assert list(shelf.embed(models, "raw")) == [] and list(shelf.embed(models, "s1")) == [(3, 3)]
 
 
 def test_an_unfinished_run_is_not_shipped(script, tmp_path):

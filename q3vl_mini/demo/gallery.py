@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from ..config import data_dir
 from ..emoji_world import tasks, words
 from ..emoji_world.scenes import MOTIONS, Film, Page, Scene
 from ..emoji_world.sprites import concept_by_key
@@ -28,8 +29,8 @@ class FamiliarWorld(tasks.World):
 
 
 def gallery(folder: str | Path) -> Shelf:
-    """The gallery as a shelf that keeps its vectors in `folder`."""
-    return Shelf("Gallery", make_gallery(), folder)
+    """The gallery as a shelf that keeps its vectors in `folder`; those of the default model are shipped."""
+    return Shelf("Gallery", make_gallery(), folder, data_dir() / "gallery")
 
 
 def make_gallery(pictures: int = 220, scenes: int = 60, clips: int = 40, pages: int = 40, seed: int = 0) -> list[Item]:

@@ -5,7 +5,7 @@ The full float32 vectors are what is kept: an index of any dimension and precisi
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -27,10 +27,12 @@ class Shelf:
     """Items, and in `folder` a safetensors file of their vectors for each model that has searched them.
 
     A file is named after the embedder's identity, so vectors of another checkpoint are never mistaken for this one's.
+    shipped: a folder of files that `ship` wrote; where `folder` has none for a model, one of these will do.
     """
 
-    def __init__(self, name: str, items: Sequence[Item], folder: str | Path):
+    def __init__(self, name: str, items: Sequence[Item], folder: str | Path, shipped: str | Path | None = None):
         self.name, self.items, self.folder = name, list(items), Path(folder)
+        self.shipped = Path(shipped) if shipped is not None else None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._indexes: dict[tuple, Index] = {}
         self._embedding = Lock()
@@ -99,6 +101,17 @@ class Shelf:
         """To be called after `items` has been replaced by longer ones."""
         self._indexes = {}
 
+    def ship(self, models: Models, model: str, folder: str | Path) -> Path:
+        """Write the items' vectors, in 8 bits a dimension, as a file that a Shelf takes from its folder `shipped`."""
+        vectors = self.vectors(models, model)
+        file = Path(folder) / self._file(models, model).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        steps = np.abs(vectors).max(axis=1, keepdims=True) / 127
+        # levels lie between the multiples of a step, so that no sign, which is all of a binary code, is lost
+        codes = np.floor(vectors / steps).astype(np.int8)
+        save_file({"codes": codes, "steps": steps}, file, metadata=_ids(item.id for item in self.items))
+        return file
+
     def _file(self, models: Models, model: str) -> Path:
         identity = models.identity(model)
         key = blake2b(f"{identity['model']} {identity['template']}".encode(), digest_size=8).hexdigest()
@@ -106,14 +119,23 @@ class Shelf:
 
     def _read(self, models: Models, model: str) -> dict[str, np.ndarray]:
         file = self._file(models, model)
-        if not file.is_file():
+        if file.is_file():
+            with safe_open(file, "numpy") as content:
+                return dict(zip(json.loads(content.metadata()["ids"]), content.get_tensor("vectors"), strict=True))
+        if self.shipped is None or not (self.shipped / file.name).is_file():
             return {}
-        with safe_open(file, "numpy") as content:
-            return dict(zip(json.loads(content.metadata()["ids"]), content.get_tensor("vectors"), strict=True))
+        with safe_open(self.shipped / file.name, "numpy") as content:
+            vectors = (content.get_tensor("codes") + np.float32(0.5)) * content.get_tensor("steps")
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            return dict(zip(json.loads(content.metadata()["ids"]), vectors, strict=True))
 
     def _write(self, models: Models, model: str, known: dict[str, np.ndarray]) -> None:
         file = self._file(models, model)
         rows = {item.id: known[item.id] for item in self.items if item.id in known}
         new = file.with_suffix(".new")
-        save_file({"vectors": np.stack(list(rows.values()))}, new, metadata={"ids": json.dumps(list(rows))})
+        save_file({"vectors": np.stack(list(rows.values()))}, new, metadata=_ids(rows))
         os.replace(new, file)
+
+
+def _ids(ids: Iterable[str]) -> dict[str, str]:
+    return {"ids": json.dumps(list(ids))}
