@@ -126,7 +126,7 @@ class DataConfig:
     batch_size: int = 64  # of encoding
     test_rows: int = 300
     test_seed: int = 1
-    test_documents: int = 0  # of each task, in fine-tuning, besides those that labels and candidates name; 0: all
+    test_documents: int = 0  # of each task of MMEB-mini, besides those that labels and candidates name; 0: all
     validation_rows: int = 40  # 0: no validation after each stage
     rerank_top_k: int = 100
     public: str = "data/public"

@@ -19,7 +19,7 @@ from .emoji_world import tasks
 from .machine import peak_memory_mb
 from .records import Quadruple
 from .reranker import Reranker
-from .stages import ORDER, Run, run_stage
+from .stages import ORDER, Run, run_stage, thinned
 
 EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
 
@@ -92,8 +92,10 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         if not file.is_file():
             began = time.monotonic()
             if benchmark is None:
-                benchmark = tasks.benchmark("test", data.test_rows, data.test_seed)
+                benchmark = thinned(tasks.benchmark("test", data.test_rows, data.test_seed), data.test_documents)
                 styles = tasks.unseen_styles(data.test_seed)
+                if data.test_documents:  # a query each
+                    styles = thinned([q.select(range(data.test_documents)) for q in styles], data.test_documents)
                 run.store.clear()  # training's pictures make room for the test's, which every model looks at
             embedder = "s3" if name == "s3+reranker" else name
             # two processes must not write the same vectors

@@ -442,12 +442,18 @@ def _validate(run: Run, model: Embedder | Reranker) -> float | None:
     rows = run.preset.data.validation_rows
     if not rows:
         return None
-    quadruples = tasks.benchmark("validation", rows, run.preset.data.test_seed)
+    data = run.preset.data
+    quadruples = thinned(tasks.benchmark("validation", rows, data.test_seed), data.test_documents)
     if isinstance(model, Reranker):
         retrieval = {tasks.TASKS[name].column for name in run.preset.stages["reranker"].tasks if name in tasks.TASKS}
         chosen = [q for q in quadruples if q.task in retrieval or not retrieval]
         return float(np.mean([pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
     return evaluate.mean_score(evaluate.evaluate_embedder(model, quadruples, run.preset.data.batch_size))
+
+
+def thinned(quadruples: Sequence[Quadruple], documents: int) -> list[Quadruple]:
+    """Each on a corpus of what its labels and candidates name, others up to `documents`; 0 leaves all."""
+    return [q.thin(documents) if documents else q for q in quadruples]
 
 
 def pairs_in_order(reranker: Reranker, quadruple: Quadruple, batch_size: int) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from q3vl_mini.losses import classification_loss, cosent_loss, info_nce
 from q3vl_mini.public_data import __main__ as command
 from q3vl_mini.public_data import gather as gathering
 from q3vl_mini.public_data.gather import WRONG_LABELS, gather, load, prepare, stand_in
+from q3vl_mini.public_data.made_up import write_copies
 from q3vl_mini.public_data.sets import SETS, find
 from q3vl_mini.records import validate
 from q3vl_mini.stages import sub_dataset
@@ -439,6 +441,38 @@ def test_only_the_questions_of_the_file_of_questions_and_captions_are_read(publi
 def test_without_copy_and_network_the_remedy_is_named(tmp_path):
     with pytest.raises(ConnectionError, match="triplets: cannot read hf://.*download sentence-transformers/all-nli"):
         load("nli/triplets", 10, folder=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made-up")
+    write_copies(SETS, folder, 4)
+    return folder
+
+
+def table_of(folder: Path, name: str) -> list[dict]:
+    public = find(name)
+    [file] = sorted((folder / public.local_name).glob(public.files.format(split=public.split)))[:1]
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    return pq.read_table(file).to_pylist()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_made_up_copy_is_read_like_a_real_one(made_up, name):
+    quadruple, usual = load(name, 100, folder=made_up), find(name).like
+    validate(quadruple)
+    assert len(quadruple) >= 3 and quadruple.meta["report"]["skipped"] == {}
+    assert {frozenset(q) for q in quadruple.queries} == {frozenset(usual.query)}
+    assert {frozenset(d) for d in quadruple.corpus} == {frozenset(usual.positives[0])}
+    assert any(labels.negatives for labels in quadruple.relevance) == (name.startswith(("mmeb/", "nli/")))
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_made_up_row_has_columns_of_a_real_one(copies, made_up, name):
+    real, row = table_of(copies, name)[0], table_of(made_up, name)[0]
+    assert row.keys() <= real.keys() and {type(row[x]) for x in row} <= {type(real[x]) for x in real}
+    assert name.startswith("msmarco") or row.keys() == real.keys()  # whose answers are not read
 
 
 # ---------------------------------------------------------------- prepared, and in a run
