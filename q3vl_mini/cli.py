@@ -5,13 +5,16 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from . import __version__, commands, data, synthesis
 from .combine import METHODS
 from .compression import PRECISIONS
 from .config import preset_names
+from .demo import __main__ as demo
 from .emoji_world import tasks
+from .export import ROLES
 from .plan import GPUS
 from .public_data import __main__ as public_data
 from .stages import RECIPES
@@ -20,6 +23,7 @@ EXAMPLES = """examples:
   q3vl-mini run --preset tiny                       all stages on two CPU cores, and the stage table
   q3vl-mini run --config runs/tiny/config.json --folder runs/again
   q3vl-mini run --resume --folder runs/tiny         go on after an interruption (so does the same command again)
+  q3vl-mini run --preset full --dry-run             every stage in minutes, before a cluster is paid for
   q3vl-mini train s1 --set stages.s1.steps=20       one stage, from what earlier ones wrote
   accelerate launch -m q3vl_mini run --preset full  several processes
   q3vl-mini eval s3 --reranker reranker --rows 100  MMEB-mini of saved models
@@ -33,18 +37,19 @@ EXAMPLES = """examples:
   q3vl-mini export s3 exported --results results/tiny.json --push me/my-embedder
   q3vl-mini demo                                    search in a browser
   q3vl-mini data text_to_image --out sheet.png      a contact sheet of a task
-  q3vl-mini plan --preset full --gpu H100 --gpus 8  what the stages would need, from the shapes alone
+  q3vl-mini plan --preset full --gpus 8xH100        what the stages would need, from the shapes alone
   q3vl-mini pretrain --folder runs/pretrain         make the backbone Q3VL-tiny again (hours)
   q3vl-mini doctor                                  what this machine can run, and what is missing
 
 A model is a folder, a shipped name (q3vl-tiny, which is the raw backbone; s0, s1, s2, s3, reranker) or a Hub id.
-Every command but data, public-data and synthesize takes --json, which prints its result for a program, and --debug,
-which shows where an error arose.
+Every command but demo, data, public-data and synthesize takes --json, which prints its result for a program, and
+--debug, which shows where an error arose.
 Exit status: 0 done; 1 failed, the reason on standard error; 2 wrong arguments; 130 interrupted.
 """
 
 # Commands whose arguments are read where they are used; each is also `python -m q3vl_mini.…`.
 OWN_ARGUMENTS = {
+    "demo": (demo.main, "search, compare, map and judge pairs in a browser"),
     "data": (data.main, "a contact sheet of a task"),
     "public-data": (public_data.main, "public data sets as quadruples, prepared once"),
     "synthesize": (synthesis.main, "quadruples from a folder of pictures and videos, by an annotator model"),
@@ -96,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
 
     command = verb("run", commands.run, "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
+    command.add_argument(
+        "--dry-run", nargs="?", const="stand-ins", choices=("stand-ins", "real"),
+        help="all stages on a few rows and steps: offline with a small backbone and made-up public sets (minutes on a "
+        "CPU), or `real`, with the preset's own",
+    )  # fmt: skip
     command = verb("train", commands.train, "one stage, from what earlier ones wrote", config, example="s0")
     command.add_argument("stage", choices=list(RECIPES))
 
@@ -164,7 +174,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--epochs", type=float, default=8, help="at most (default 8)")
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of finetune.toml")
 
-    index = verbs.add_parser("index", help="make, fill and empty a search index", description="a search index on disk")
+    said = dict(help="make, fill and empty a search index", description="a search index on disk")
+    index = verbs.add_parser("index", **said, epilog="example: q3vl-mini index create photos.index photos/ --model s3")
     acts = index.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def act(name: str, function, help: str, *parents, example: str) -> argparse.ArgumentParser:
@@ -206,16 +217,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--model", required=True)
 
-    command = verb("demo", commands.open_demo, "search, compare, map and judge pairs in a browser", example="--share")
-    command.add_argument("--host", help="0.0.0.0 for every address of this machine (default: this machine alone)")
-    command.add_argument("--port", type=int, help="default: a free one from 7860 on")
-    command.add_argument("--share", action="store_true", help="also an address at gradio.live for 72 hours")
-    command.add_argument("--folder", type=Path, help="below which the page may index files where they lie")
-    command.add_argument("--models", nargs="+", help="embedders (default: the shipped ones)")
-    command.add_argument("--reranker", default="reranker", help="default: the shipped one")
-    command.add_argument("--home", type=Path, help="where vectors and collections are kept (default ~/.q3vl_mini)")
-    command.add_argument("--remote", action="store_true", help="let a query be a public address of a picture or clip")
-
     command = verb(
         "export", commands.export_model, "a folder that transformers, sentence-transformers and vLLM load",
         example="runs/tiny/s3/model exported --results results/tiny.json",
@@ -226,24 +227,31 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="on disk (default float32)")
     command.add_argument("--results", type=Path, help="a run's results, for the table of its README.md")
     command.add_argument("--name", help="what README.md calls it (default: the folder's name, or that of --push)")
+    command.add_argument("--role", choices=ROLES, help="of a checkpoint without a card, such as a released one")
     command.add_argument("--base", help="an adapter's base as others find it, e.g. a Hub id")
     command.add_argument("--push", metavar="REPO", help="upload it to the Hub under this id; needs a login")
     command.add_argument("--public", action="store_true", help="with --push: make a new repository public")
 
-    command = verb("plan", commands.plan_stages, "memory and hours of a preset's stages on given GPUs; runs nothing")
+    command = verb(
+        "plan", commands.plan_stages, "memory and hours of a preset's stages on given GPUs; runs nothing",
+        example="--preset full --gpus 8xH100",
+    )  # fmt: skip
     command.add_argument("--preset", default="full", help=f"one of {names} (default full), or a file")
     command.add_argument("--backbone", help="a Hub id, a shipped name or a folder, instead of the preset's")
     command.add_argument("--pairs", help="plan fine-tuning on this table or folder on one GPU, not the preset's stages")
     command.add_argument("--epochs", type=float, default=8, help="with --pairs: of the training (default 8)")
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of the preset")
     command.add_argument("--gpu", default="H100", choices=list(GPUS))
-    command.add_argument("--gpus", type=int, default=1, help="how many (default 1)")
+    command.add_argument("--gpus", default="1", help="how many (default 1), or both: 8xH100")
     command.add_argument("--utilisation", type=float, default=0.35, help="share of the peak reached (default 0.35)")
     command.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
 
-    command = verb("pretrain", commands.pretrain_backbone, "make Q3VL-tiny, the backbone of the preset tiny")
+    command = verb(
+        "pretrain", commands.pretrain_backbone, "make Q3VL-tiny, the backbone of the preset tiny (hours)",
+        example="--folder runs/pretrain",
+    )  # fmt: skip
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
-    verb("doctor", commands.examine, "what this machine can run, and what is missing")
+    verb("doctor", commands.examine, "what this machine can run, and what is missing", example="--json")
     for name, (_, help) in OWN_ARGUMENTS.items():
         verbs.add_parser(name, add_help=False, help=f"{help}; `q3vl-mini {name} --help`")
     return top
@@ -260,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if own:
             own[0](rest)
             return 0
-        outcome = options.function(options)
+        with redirect_stdout(sys.stderr) if options.json else nullcontext():  # standard output is the result's alone
+            outcome = options.function(options)
     except KeyboardInterrupt:
         print("q3vl-mini: interrupted; the same command goes on", file=sys.stderr)
         return 130

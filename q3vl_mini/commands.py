@@ -14,6 +14,7 @@ from . import combine, evaluate, mining, pipeline, report, stages
 from .config import Preset, load_config, load_preset, override
 from .data import save_quadruple
 from .doctor import doctor, doctor_table
+from .dry_run import dry_run
 from .embedder import Embedder
 from .emoji_world import tasks
 from .entries import Store, check_identity
@@ -21,7 +22,7 @@ from .export import export, push
 from .finetune import finetune, finetune_preset
 from .index import Index
 from .items import Skipped, check_any, check_skipped, embed_items, embed_to_folder, read_items
-from .plan import GPUS, plan, plan_finetune, plan_table
+from .plan import GPUS, Gpu, plan, plan_finetune, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
@@ -59,10 +60,21 @@ def _run(options: Options) -> tuple[Preset, Path]:
 
 
 def run(options: Options) -> Outcome:
+    if options.dry_run:
+        return _dry_run(options)
     preset, folder = _run(options)
     results = options.results or Path("results") / f"{folder.resolve().name}.json"
     pipeline.run(preset, folder, results=results, progress=not options.quiet, tracker=options.tracker)
     return Outcome("", {"folder": str(folder), "results": str(results)})
+
+
+def _dry_run(options: Options) -> Outcome:
+    preset, real = chosen_preset(options), options.dry_run == "real"
+    folder = options.folder or Path("runs") / f"{preset.name}-dry-run"
+    stand_in = None if real else options.backbone
+    results = dry_run(preset, folder, real, stand_in, options.results, not options.quiet, options.tracker)
+    told = "Every stage and the evaluation went through; the scores of a dry run say nothing."
+    return Outcome(told, {"folder": str(folder), "results": str(results)})
 
 
 def train(options: Options) -> Outcome:
@@ -249,10 +261,9 @@ def _embedder_of(store: Store, options: Options) -> Embedder:
 
 def search(options: Options) -> Outcome:
     """The best items of a store for a query, ordered again by a reranker if one is named."""
-    store = open_store(options.folder)
+    query, store = _query(options), open_store(options.folder)
     embedder = _embedder_of(store, options)
     check_identity(store.identity, embedder.identity(store.dim))
-    query = _query(options)
     k = max(options.k, options.candidates) if options.reranker else options.k
     [hits] = store.search(embedder.encode([query], dim=store.dim), k, options.rescore)
     rows = [asdict(hit) for hit in hits]
@@ -270,6 +281,7 @@ def search(options: Options) -> Outcome:
 
 def rerank(options: Options) -> Outcome:
     items, query = list(read_items(options.items, options.root)), _query(options)
+    check_any(bool(items), [], options.items)
     if bad := [item for item in items if isinstance(item, Skipped)]:
         raise ValueError(f"{options.items}, {bad[0].id}: {bad[0].reason}")
     ranked = Reranker(options.model).rank(
@@ -287,14 +299,6 @@ def _query(options: Options) -> dict[str, Any]:
     return query
 
 
-def open_demo(options: Options) -> Outcome:
-    from .demo.app import launch  # gradio is an extra
-
-    names = ("host", "port", "share", "folder", "models", "reranker", "home", "remote")
-    launch(**{name: getattr(options, name) for name in names})
-    return Outcome("", None)
-
-
 def export_model(options: Options) -> Outcome:
     folder = export(
         options.model,
@@ -303,6 +307,7 @@ def export_model(options: Options) -> Outcome:
         dtype=options.dtype,
         results=options.results,
         name=options.name or options.push,
+        role=options.role,
         base=options.base,
     )
     address = push(folder, options.push, private=not options.public) if options.push else None
@@ -315,15 +320,24 @@ def plan_stages(options: Options) -> Outcome:
     preset = load_preset(options.preset)
     preset = override(replace(preset, backbone=options.backbone or preset.backbone), options.set or [])
     checkpointing = options.checkpointing or preset.checkpointing
-    plans = plan(preset, GPUS[options.gpu], options.gpus, options.utilisation, checkpointing)
+    plans = plan(preset, *_gpus(options), options.utilisation, checkpointing)
     return Outcome(plan_table(plans), [asdict(p) for p in plans])
+
+
+def _gpus(options: Options) -> tuple[Gpu, int]:
+    """--gpus 8xH100, or --gpus 8 --gpu H100."""
+    count, _, kind = options.gpus.partition("x")
+    kind = kind or options.gpu
+    if not count.isdecimal() or int(count) < 1 or kind not in GPUS:
+        raise ValueError(f"--gpus {options.gpus}: give a number, or as 8xH100 one of {', '.join(GPUS)} too")
+    return GPUS[kind], int(count)
 
 
 def _plan_finetune(options: Options) -> Outcome:
     """Of fine-tuning on a person's pairs, which are read and split as finetune() would."""
     preset = finetune_preset(options.backbone or load_preset("colab").backbone, changes=options.set or [])
     found = survey(options.pairs, budget=media_budget(preset.data), seed=preset.seed, progress=not options.quiet)
-    plans = plan_finetune(found.splits["train"], preset, GPUS[options.gpu], options.epochs, options.utilisation)
+    plans = plan_finetune(found.splits["train"], preset, _gpus(options)[0], options.epochs, options.utilisation)
     return Outcome(plan_table(plans), [asdict(p) for p in plans])
 
 

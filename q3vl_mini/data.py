@@ -578,7 +578,8 @@ def _drawn(corpus: int, n: int, taken: set[int], rng: np.random.Generator) -> li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m q3vl_mini.data`: a contact sheet of a task of Emoji World, and the task as a folder if wanted."""
-    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.data", description=main.__doc__)
+    example = "example: python -m q3vl_mini.data text_to_image --out sheet.png"
+    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.data", description=main.__doc__, epilog=example)
     parser.add_argument("task", help="name of a task, e.g. text_to_image; a wrong name lists them all")
     parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
     parser.add_argument("--n", type=int, default=200, help="number of queries (default 200)")

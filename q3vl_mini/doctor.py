@@ -26,6 +26,8 @@ OPTIONAL = {
     "qdrant_client": ("a Qdrant server", "qdrant"),
     "sentence_transformers": ("exports, loaded by it", "test"),
     "mteb": ("evaluation with mteb", "eval"),
+    "pypdfium2": ("pages of PDF files", "pdf"),
+    "jsonschema": ("synthesis by an annotator", "synthesis"),
     "tensorboard": ("training curves in TensorBoard", "tensorboard"),
 }
 
@@ -41,8 +43,9 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Every check, in the order of installing: Python, packages, hardware, data, models, the Hub."""
-    return [check for group in (_python, _packages, _hardware, _data, _optional, _hub) for check in group()]
+    """Every check, in the order of installing: Python, packages, hardware, data, models, the Hub; then the presets."""
+    groups = (_python, _packages, _hardware, _data, _optional, _hub, _presets)
+    return [check for group in groups for check in group()]
 
 
 def _python() -> Iterator[Check]:
@@ -112,6 +115,18 @@ def _hub() -> Iterator[Check]:
         yield Check("Hub", "note", "HF_HUB_OFFLINE is set", "unset it to download Qwen3-VL; tiny needs no Hub")
     else:
         yield Check("Hub", "ok", "downloads are allowed")
+
+
+def _presets() -> Iterator[Check]:
+    """What this machine can run. `full` is planned for 80 GB a GPU, `colab` for the 16 GB of a T4, of which 15 show."""
+    yield _tried("preset tiny", lambda: resolve("q3vl-tiny") and "runs on this CPU", "`q3vl-mini pretrain` comes first")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    largest = max((torch.cuda.get_device_properties(i).total_memory / GB for i in range(count)), default=0)
+    for name, needed in (("colab", 14), ("full", 70)):
+        fits = largest >= needed
+        found = f"{count} GPUs, the largest of {largest:.0f} GB" if count else "no GPU"
+        remedy = f"`q3vl-mini run --preset {name} --dry-run{' real' if fits else ''}` goes through it"
+        yield Check(f"preset {name}", "ok" if fits else "note", found, remedy)
 
 
 def doctor_table(checks: list[Check]) -> str:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,7 @@ class LanceStore(Store):
         precision: str = "float32",
         identity: Mapping[str, Any] | None = None,
     ):
-        try:
-            import lancedb
-        except ImportError as error:
-            raise ImportError('LanceStore needs LanceDB: pip install "q3vl-mini[lancedb]"') from error
+        lancedb = _lancedb()
         asked = {"dim": dim, "precision": precision, "identity": check_settings(dim, precision, identity)}
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))  # see what other processes write
         if "entries" in database.list_tables().tables:
@@ -63,10 +61,9 @@ class LanceStore(Store):
 
         Raises:
             FileNotFoundError: there is none. ValueError: `identity` is not that of its vectors.
+            ImportError: without the extra "lancedb".
         """
-        import lancedb
-
-        database = lancedb.connect(folder) if Path(folder).is_dir() else None
+        database = _lancedb().connect(folder) if Path(folder).is_dir() else None
         if database is None or "entries" not in database.list_tables().tables:
             raise FileNotFoundError(f"no store in {folder}; give the folder of one, or make one of a dimension")
         kept = json.loads(database.open_table("entries").schema.metadata[b"q3vl_mini"])
@@ -129,6 +126,14 @@ class LanceStore(Store):
 
     def _select(self, ids: list[str], columns: list[str]) -> pa.Table:
         return self._table.search().where(_among(ids) if ids else "false").select(columns).to_arrow()
+
+
+def _lancedb() -> ModuleType:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise ImportError('LanceStore needs LanceDB: pip install "q3vl-mini[lancedb]"') from error
+    return lancedb
 
 
 def _lance_schema(kept: Mapping[str, Any]) -> pa.Schema:

@@ -233,7 +233,8 @@ def segment(value: Any, start: float, end: float) -> Clip:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m q3vl_mini.synthesis`: quadruples from a folder of pictures and videos, by an annotator model."""
-    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.synthesis", description=main.__doc__)
+    example = "example: q3vl-mini synthesize pictures --task image_qa --endpoint http://localhost:8000/v1 --model NAME"
+    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.synthesis", description=main.__doc__, epilog=example)
     parser.add_argument("pool", type=Path, help="folder of pictures and videos, with any folders in it")
     parser.add_argument("--task", nargs="+", required=True, choices=list(TASKS), help="one or more; an asset gets one")
     parser.add_argument("--endpoint", required=True, help="an OpenAI-compatible one, e.g. http://localhost:8000/v1")

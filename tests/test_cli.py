@@ -1,6 +1,7 @@
 """The commands as a person or a program calls them: what they print, write and return."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from q3vl_mini.cli import main, parser
 from q3vl_mini.combine import vector_of
 from q3vl_mini.config import load_preset, override
 from q3vl_mini.data import load_quadruple
-from q3vl_mini.doctor import Check, doctor_table
+from q3vl_mini.doctor import Check, _presets, doctor_table
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
@@ -224,14 +225,59 @@ def test_merge_gives_the_slerp_of_the_weight_changes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [["train", "s2"], ["mine", "no_such_task", "--model", "s0", "--out", "m"], ["rerank", "none.csv", "x"]]
+    "command, told",
+    [
+        ("run --preset huge", "choose one of"),
+        ("train s2", "no finished stage"),
+        ("mine no_such_task --model s0 --out m", "no sub-dataset 'no_such_task'"),
+        ("merge s1 nobody --out m", "no checkpoint 'nobody'"),
+        ("eval nobody", "no checkpoint 'nobody'"),
+        ("embed nothing --model s3 --out v", "neither a folder nor a table"),
+        ("index create i empty --model s3", "empty has nothing that can be embedded"),
+        ("index create i photos --model s3 --dim 999", "999"),
+        ("index info nothing", "no store in nothing"),
+        ("search nothing cat", "no store in nothing"),
+        ("search nothing", "no query; give a text, --image or --video"),
+        ("rerank none.csv x --model reranker", "none.csv"),
+        ("rerank empty x --model reranker", "empty has nothing that can be embedded"),
+        ("rerank photos x --model s3", "role"),
+        ("finetune none.csv --model s3 --folder f", "none.csv"),
+        ("demo --models nobody", "no checkpoint 'nobody'"),
+        ("export nobody out", "no checkpoint 'nobody'"),
+        ("plan --gpus 8xB200", "--gpus 8xB200: give a number, or as 8xH100 one of"),
+        ("plan --preset tiny --set stages.s9.steps=1", "stages.s9.steps"),
+        ("public-data nli/none", "no public set"),
+    ],
 )
-def test_what_cannot_be_done_ends_with_status_1_and_one_line(command, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_ends_with_one_line_that_says_why(command, told, tmp_path, picture, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model = ["--model", "reranker"] if command[0] == "rerank" else []
-    status, out, error = called(capsys, *command, *model)
-    assert status == 1 and out == "" and error.startswith(f"q3vl-mini {command[0]}: ")
-    assert "Traceback" not in error
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    picture("red").save(tmp_path / "photos" / "a.png")
+    command = command.split()
+    try:
+        status, out, error = called(capsys, *command)
+    except SystemExit as stopped:  # arguments of a command that reads its own
+        status, (out, error) = stopped.code, capsys.readouterr()
+    [said] = [line for line in error.splitlines() if "q3vl" in line and ": " in line][-1:]
+    assert status in (1, 2) and out == "" and told in said and "Traceback" not in error
+    assert not said.startswith("q3vl-mini") or said.startswith(f"q3vl-mini {command[0]}: ")
+    assert {file.name for file in tmp_path.iterdir()} <= {"empty", "photos", "runs", "v", "f"}
+
+
+def test_with_json_standard_output_is_the_result_alone(tmp_path, monkeypatch, capsys):
+    def run(preset, folder, **options):
+        print("a table for a person")
+
+    monkeypatch.setattr("q3vl_mini.pipeline.run", run)
+    status, out, error = called(capsys, "run", "--folder", str(tmp_path / "x"), "--json")
+    assert status == 0 and json.loads(out)["folder"] == str(tmp_path / "x") and "a table for a person" in error
+
+
+def test_gpus_are_a_number_or_a_number_and_a_kind(capsys):
+    one, other = (result_of(capsys, "plan", "--preset", "tiny", *gpus) for gpus in
+                  (["--gpus", "4xA100"], ["--gpus", "4", "--gpu", "A100"]))  # fmt: skip
+    assert one == other
 
 
 def test_wrong_arguments_end_with_status_2(capsys):
@@ -240,17 +286,28 @@ def test_wrong_arguments_end_with_status_2(capsys):
     assert stopped.value.code == 2
 
 
-def test_every_command_has_help(capsys):
+def test_every_command_has_help_with_an_example(capsys):
     [verbs] = [action for action in parser()._actions if hasattr(action, "choices") and action.choices]
     for name in verbs.choices:
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
-        assert stopped.value.code == 0 and len(capsys.readouterr().out) > 100, name
+        assert stopped.value.code == 0 and "example: " in capsys.readouterr().out, name
 
 
 def test_doctor_finds_what_a_run_needs(capsys):
     checks = {check["name"]: check for check in result_of(capsys, "doctor")}
-    assert checks["model q3vl-tiny"]["state"] == checks["torch"]["state"] == "ok"
+    assert checks["model q3vl-tiny"]["state"] == checks["torch"]["state"] == checks["preset tiny"]["state"] == "ok"
+
+
+@pytest.mark.parametrize("memory, states", [([], ["note", "note"]), ([15], ["ok", "note"]), ([15, 79], ["ok", "ok"])])
+def test_doctor_says_which_presets_the_gpus_are_enough_for(memory, states, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(memory))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(memory))
+    properties = [SimpleNamespace(total_memory=gb * 2**30) for gb in memory]
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: properties[i])
+    found = {check.name: check for check in _presets()}
+    assert [found[f"preset {name}"].state for name in ("colab", "full")] == states
+    assert ("--dry-run real" in found["preset full"].remedy) == (states[1] == "ok")
 
 
 def test_doctor_says_where_data_is_missing(tmp_path, monkeypatch, capsys):

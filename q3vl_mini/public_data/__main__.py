@@ -17,7 +17,8 @@ from .sets import SETS, find
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """List the public sets, or save some of them as quadruples in FOLDER/prepared."""
-    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.public_data", description=main.__doc__)
+    example = "example: python -m q3vl_mini.public_data nli/triplets --rows 10000"
+    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.public_data", description=main.__doc__, epilog=example)
     parser.add_argument("names", nargs="*", help="sets to prepare, e.g. nli/triplets; none lists them all")
     parser.add_argument("--rows", type=int, default=10_000, help="queries of each named set (default 10000)")
     parser.add_argument("--preset", help="prepare all public sets that a preset's stages name")
