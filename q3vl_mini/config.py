@@ -124,6 +124,7 @@ class DataConfig:
     max_length: int = 4096
     store_mb: int = 2048
     batch_size: int = 64  # of encoding
+    train_documents: int = 0  # of each sub-dataset of training, besides those that its labels name; 0: all
     test_rows: int = 300
     test_seed: int = 1
     test_documents: int = 0  # of each task of MMEB-mini, besides those that labels and candidates name; 0: all

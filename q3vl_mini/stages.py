@@ -215,6 +215,7 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
     with run.accelerator.main_process_first():  # it prepares what no earlier run did, the others read it
         quadruples = training_data(config, run.preset.seed, run.preset.data.public)
+    quadruples = thinned(quadruples, run.preset.data.train_documents)
     if config.mining is None:
         return quadruples
     known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)
