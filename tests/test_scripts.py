@@ -66,15 +66,15 @@ def test_an_unfinished_run_is_not_shipped(script, tmp_path):
 
 def test_a_new_backbone_replaces_the_shipped_one_and_its_curves(script, tmp_path, monkeypatch):
     remake = importlib.import_module("remake_artifacts")
-    backbone_folder, curves, made = tmp_path / "q3vl-tiny", tmp_path / "curves", tmp_path / "made" / "q3vl-tiny"
-    for folder in (backbone_folder, curves, made):
+    backbone_folder, curves, made = tmp_path / "q3vl-tiny", tmp_path / "curves", tmp_path / "made" / "2" / "q3vl-tiny"
+    for folder in (backbone_folder, curves, made, tmp_path / "made" / "1"):
         folder.mkdir(parents=True)
     (backbone_folder / "model.safetensors").write_text("old")
     (made / "model.safetensors").write_text("new")
-    for name in ("vision.jsonl", "language.jsonl"):
-        (made.parent / name).write_text(name)
+    for number in "12":
+        (tmp_path / "made" / number / "vision.jsonl").write_text(f"round {number}")
     monkeypatch.setattr(remake, "BACKBONE", backbone_folder)
     monkeypatch.setattr(remake, "CURVES", curves)
     remake.install_backbone(made)
     assert (backbone_folder / "model.safetensors").read_text() == "new"
-    assert (curves / "vision.jsonl").read_text() == "vision.jsonl"
+    assert [(curves / number / "vision.jsonl").read_text() for number in "12"] == ["round 1", "round 2"]
