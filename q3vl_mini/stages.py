@@ -447,7 +447,7 @@ def _validate(run: Run, model: Embedder | Reranker) -> float | None:
     quadruples = thinned(tasks.benchmark("validation", rows, data.test_seed), data.test_documents)
     if isinstance(model, Reranker):
         retrieval = {tasks.TASKS[name].column for name in run.preset.stages["reranker"].tasks if name in tasks.TASKS}
-        chosen = [q for q in quadruples if q.task in retrieval or not retrieval]
+        chosen = [q for q in quadruples if q.task in retrieval] or quadruples
         return float(np.mean([pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
     return evaluate.mean_score(evaluate.evaluate_embedder(model, quadruples, run.preset.data.batch_size))
 
