@@ -36,6 +36,7 @@ CARD_FILE = "q3vl_mini.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 QUANTIZERS_FILE = "quantizers.safetensors"
+HEAD = "lm_head.weight"
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]  # no o_proj, as published
 # A checkpoint without a card is an original one: Qwen3-VL itself, or the released embedder and reranker.
 TEMPLATE_WITHOUT_CARD = "released"
@@ -291,8 +292,9 @@ def _load_full(folder: Path, name: str, device: torch.device, dtype: torch.dtype
         model, found = Qwen3VLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
         )
-    # transformers warns, and draws them at random; an embedder may do without the head for words
-    if missing := sorted(found["missing_keys"] - {"lm_head.weight"}):
+    # transformers warns, and draws them at random; an embedder may do without the head for words (reranker.py)
+    model.has_head = HEAD not in found["missing_keys"]
+    if missing := sorted(found["missing_keys"] - {HEAD}):
         told = f"{len(missing)} tensors of its weights, such as {missing[0]}"
         raise ValueError(f"{folder} lacks {told}; copy or download the checkpoint again")
     model.name_or_path = model.config._name_or_path = name  # what peft records as an adapter's base

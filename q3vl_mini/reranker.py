@@ -33,6 +33,11 @@ class Reranker(PromptModel):
 
     def _set(self, *args) -> None:
         super()._set(*args)
+        if not getattr(inner(self.model), "has_head", True):
+            raise ValueError(
+                f"{self.backbone.name} has no weights for words (lm_head), so it can say neither yes nor no: it is an "
+                "embedder; load it with Embedder, or give a reranker"
+            )
         self.yes_id, self.no_id = (self._single_token(word) for word in ("yes", "no"))
 
     def _single_token(self, word: str) -> int:

@@ -178,6 +178,8 @@ def test_an_embedder_needs_no_head_for_words(released, tmp_path):
     file.write_text(json.dumps(config))
     assert not any("lm_head" in name for name in load_file(tmp_path / "untied" / "model.safetensors"))
     np.testing.assert_allclose(Embedder(tmp_path / "untied").encode(ITEMS), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"no weights for words .* load it with Embedder"):
+        Reranker(tmp_path / "untied")
 
 
 @pytest.mark.parametrize(("role", "kind"), [("embedder", Embedder), ("reranker", Reranker)])
