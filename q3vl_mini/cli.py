@@ -191,7 +191,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="the embedder")
     command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
     command.add_argument("--precision", default="float32", choices=PRECISIONS)
-    command.add_argument("--store", default="faiss", choices=("faiss", "lance"), help="a file in memory, or LanceDB")
+    command.add_argument(
+        "--store", choices=commands.STORES, help="lance: LanceDB, the default where installed; faiss: files, in memory"
+    )
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
     command = act(
         "add", commands.index_add, "more items; same ids are replaced", table, batches, example="photos.index more/"

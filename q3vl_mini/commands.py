@@ -1,8 +1,10 @@
 """What each command does: options in, a text for a person and a result for a program out."""
 
 import argparse
+import shutil
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ from .stores import LanceStore
 from .survey import survey
 
 Options = argparse.Namespace
+STORES = ("lance", "faiss")
 
 
 class Outcome(NamedTuple):
@@ -193,8 +196,14 @@ def index_create(options: Options) -> Outcome:
     embedder = Embedder(options.model)
     dim = options.dim or embedder.dim
     identity = embedder.identity(dim)
-    kind = Index if options.store == "faiss" else partial(LanceStore, options.folder)
-    return _added(options, embedder, kind(dim, options.precision, identity))
+    store = options.store or ("lance" if find_spec("lancedb") else "faiss")
+    kind = Index if store == "faiss" else partial(LanceStore, options.folder)
+    store = kind(dim, options.precision, identity)
+    try:
+        return _added(options, embedder, store)
+    finally:
+        if not len(store):  # a database is in its folder from the start
+            shutil.rmtree(options.folder, ignore_errors=True)
 
 
 def index_add(options: Options) -> Outcome:

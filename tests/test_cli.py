@@ -8,15 +8,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from q3vl_mini import backbone, merge
+from q3vl_mini import backbone, commands, merge
 from q3vl_mini.cli import main, parser
 from q3vl_mini.combine import vector_of
+from q3vl_mini.commands import open_store
 from q3vl_mini.config import load_preset, override
 from q3vl_mini.data import load_quadruple
 from q3vl_mini.doctor import Check, _presets, doctor_table
 from q3vl_mini.embedder import Embedder
+from q3vl_mini.index import Index
 from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
+from q3vl_mini.stores import LanceStore
 
 
 def called(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -180,6 +183,16 @@ def test_an_index_is_made_searched_and_changed(store, photos, small_checkpoint, 
     assert result_of(capsys, "index", "info", folder)["items"] == 2
     result_of(capsys, "index", "add", folder, str(photos), "--quiet")
     assert result_of(capsys, "index", "info", folder)["items"] == 3
+
+
+def test_an_index_is_a_lancedb_store_where_that_is_installed(photos, small_checkpoint, tmp_path, capsys, monkeypatch):
+    def made(name):
+        result_of(capsys, "index", "create", str(tmp_path / name), str(photos), "--model", str(small_checkpoint))
+        return type(open_store(tmp_path / name))
+
+    assert made("with") is LanceStore
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    assert made("without") is Index
 
 
 def test_a_search_with_another_model_is_refused(photos, small_checkpoint, tmp_path, capsys):
