@@ -17,7 +17,6 @@ from .emoji_world.dialogues import tokenizer_texts
 from .machine import fast_cpu_dtype
 from .pretrain_language import LanguageConfig, picture_matters, pretrain_language
 from .pretrain_vision import VisionConfig, pretrain_vision
-from .vision import speed_up
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def pretrain(folder: Path, rounds: Sequence[Round] = ROUNDS, log_every: int = 50
 
 def _round(folder: Path, c: Round, start: Path | None, log_every: int) -> Path:
     """One round in its folder, from random weights or from the checkpoint `start`."""
-    settings = {f"vision.{name}": value for name, value in asdict(c.vision).items()}
-    settings |= {f"language.{name}": value for name, value in asdict(c.language).items()}
+    settings = {f"{part}.{name}": value for part, values in asdict(c).items() for name, value in values.items()}
     loaded = start and load(start, device="cpu", dtype=torch.float32)
     settings["start"] = loaded and loaded.fingerprint()
     claim(folder / "config.json", {k: v for k, v in settings.items() if not k.endswith(".steps")}, "a pre-training")
@@ -69,13 +67,12 @@ def _round(folder: Path, c: Round, start: Path | None, log_every: int) -> Path:
         config = tiny.make_config(tokenizer)
         config._attn_implementation = BY_LENGTH  # on short sequences faster on a CPU than sdpa
         model = tiny.make_model(config, tokenizer)
-    speed_up(model.model.visual)
     pretrain_vision(model.model.visual, folder, c.vision, log_every)
     pretrain_language(model, processor, folder, c.language, log_every)
     out = folder / "q3vl-tiny"
     tiny.save(out, model, processor)
-    scores = {"vision": asdict(c.vision), "language": asdict(c.language), **picture_matters(model, processor)}
-    if start is not None and (before := Path(start) / "pretraining.json").is_file():
-        scores = {"start": json.loads(before.read_text(encoding="utf-8")), **scores}
+    scores = {**asdict(c), **picture_matters(model, processor)}
+    if start:
+        scores["start"] = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
     (out / "pretraining.json").write_text(json.dumps(scores, indent=1) + "\n")
     return out

@@ -25,7 +25,7 @@ from .uploads import ACCEPTED
 
 UPLOAD_LIMIT = "50mb"
 QUEUE = 32  # events that wait; one more gets the answer that the queue is full (HTTP 503)
-SESSIONS = 200  # open pages whose last answers Gradio keeps, up to a megabyte each; who was away longest loads it anew
+SESSIONS = 200  # open pages whose last answers Gradio keeps in memory; who was away longest loads it anew
 AT_ONCE = 1  # runs of one kind of event; the models work on one query at a time (models.Models)
 CLEANED, UPLOADS_KEPT = 900, 7200  # seconds between two looks at uploads, and after which one is deleted
 SHOWN = 16  # items before the first search
