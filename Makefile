@@ -37,7 +37,7 @@ artifacts: env ## train and measure again all that is shipped: backbone, adapter
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/remake_artifacts.py
 
 demo: env ## the search demo in a browser
-	HF_HUB_OFFLINE=1 $(BIN)/python -m q3vl_mini.demo
+	HF_HUB_OFFLINE=1 $(BIN)/q3vl-mini demo
 
 lab: env ## the course in JupyterLab
 	HF_HUB_OFFLINE=1 $(BIN)/jupyter lab notebooks

@@ -1,6 +1,10 @@
-"""The command line: arguments, and nothing else. Every command is one function of commands.py."""
+"""The command line: arguments, and nothing else. Every command is one function of commands.py.
+
+What computes is imported once a command is known, because torch and transformers take seconds.
+"""
 
 import argparse
+import importlib
 import json
 import sys
 import traceback
@@ -8,16 +12,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from . import __version__, commands, data, synthesis
-from .combine import METHODS
-from .compression import PRECISIONS
+from . import __version__
+from .choices import GPUS, MERGE_METHODS, PRECISIONS, ROLES, SPLITS, STAGES, STORES
 from .config import preset_names
-from .demo import __main__ as demo
-from .emoji_world import tasks
-from .export import ROLES
-from .plan import GPUS
-from .public_data import __main__ as public_data
-from .stages import RECIPES
 
 EXAMPLES = """examples:
   q3vl-mini run --preset tiny                       all stages on two CPU cores, and the stage table
@@ -47,12 +44,12 @@ Every command but demo, data, public-data and synthesize takes --json, which pri
 Exit status: 0 done; 1 failed, the reason on standard error; 2 wrong arguments; 130 interrupted.
 """
 
-# Commands whose arguments are read where they are used; each is also `python -m q3vl_mini.…`.
+# Commands whose arguments are read where they are used, by its main(); each is also `python -m q3vl_mini.…`.
 OWN_ARGUMENTS = {
-    "demo": (demo.main, "search, compare, map and judge pairs in a browser"),
-    "data": (data.main, "a contact sheet of a task"),
-    "public-data": (public_data.main, "public data sets as quadruples, prepared once"),
-    "synthesize": (synthesis.main, "quadruples from a folder of pictures and videos, by an annotator model"),
+    "demo": ("demo.__main__", "search, compare, map and judge pairs in a browser"),
+    "data": ("data", "a contact sheet of a task"),
+    "public-data": ("public_data.__main__", "public data sets as quadruples, prepared once"),
+    "synthesize": ("synthesis", "quadruples from a folder of pictures and videos, by an annotator model"),
 }
 
 
@@ -93,24 +90,24 @@ def parser() -> argparse.ArgumentParser:
     query.add_argument("--instruction", help="what is wanted, for queries (default: the model's)")
     query.add_argument("-k", type=int, default=10, help="results (default 10)")
 
-    def verb(name: str, function, help: str, *parents, example: str = "") -> argparse.ArgumentParser:
+    def verb(name: str, function: str, help: str, *parents, example: str = "") -> argparse.ArgumentParser:
         epilog = f"example: q3vl-mini {name} {example}" if example else None
         made = verbs.add_parser(name, parents=[common, *parents], help=help, description=help, epilog=epilog)
         made.set_defaults(function=function)
         return made
 
-    command = verb("run", commands.run, "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
+    command = verb("run", "run", "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
     command.add_argument(
         "--dry-run", nargs="?", const="stand-ins", choices=("stand-ins", "real"),
         help="all stages on a few rows and steps: offline with a small backbone and made-up public sets (minutes on a "
         "CPU), or `real`, with the preset's own",
     )  # fmt: skip
-    command = verb("train", commands.train, "one stage, from what earlier ones wrote", config, example="s0")
-    command.add_argument("stage", choices=list(RECIPES))
+    command = verb("train", "train", "one stage, from what earlier ones wrote", config, example="s0")
+    command.add_argument("stage", choices=STAGES)
 
     command = verb(
-        "mine", commands.mine, "refine positives and mine hard negatives (3.3)", batches,
+        "mine", "mine", "refine positives and mine hard negatives (3.3)", batches,
         example="text_to_image --model s0 --out mined",
     )  # fmt: skip
     command.add_argument("data", help="an Emoji World task, or the folder of a saved quadruple")
@@ -124,10 +121,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--n-negatives", type=int, default=8, help="negatives kept a query (default 8)")
 
     command = verb(
-        "merge", commands.merge_models, "adapters of one base as one adapter", example="s1 s2 --method slerp --out m"
+        "merge", "merge_models", "adapters of one base as one adapter", example="s1 s2 --method slerp --out m"
     )
     command.add_argument("models", nargs="+", help="adapters: folders, shipped names or Hub ids")
-    command.add_argument("--method", default="slerp", choices=METHODS)
+    command.add_argument("--method", default="slerp", choices=MERGE_METHODS)
     command.add_argument("--weights", type=float, nargs="+", help="one a model (default: equal)")
     command.add_argument("--scale", type=float, default=1.0, help="lambda, of the merged vector (default 1)")
     command.add_argument("--density", type=float, default=0.5, help="share that TIES keeps (default 0.5)")
@@ -135,16 +132,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--full", action="store_true", help="write full weights instead of an adapter")
     command.add_argument("--out", type=Path, required=True)
 
-    command = verb("eval", commands.evaluate_models, "MMEB-mini of saved models", batches, example="s3 --rows 100")
+    command = verb("eval", "evaluate_models", "MMEB-mini of saved models", batches, example="s3 --rows 100")
     command.add_argument("models", nargs="+", help="embedders: folders, shipped names or Hub ids")
     command.add_argument("--reranker", help="re-orders the last embedder's candidates")
     command.add_argument("--top-k", type=int, default=100, help="candidates that it re-orders (default 100)")
-    command.add_argument("--split", default="test", choices=tasks.SPLITS)
+    command.add_argument("--split", default="test", choices=SPLITS)
     command.add_argument("--rows", type=int, default=300, help="queries of each sub-dataset (default 300)")
     command.add_argument("--out", type=Path, help="also write the records as JSON")
 
     command = verb(
-        "embed", commands.embed, "embeddings of a table or a folder, in shards; goes on where it was cut short",
+        "embed", "embed", "embeddings of a table or a folder, in shards; goes on where it was cut short",
         table, batches, example="photos/ --model s3 --out vectors",
     )  # fmt: skip
     command.add_argument("--model", required=True)
@@ -156,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
 
     command = verb(
-        "finetune", commands.finetune_on_pairs, "an embedder on your own pairs, and a verdict: is it better?",
+        "finetune", "finetune_on_pairs", "an embedder on your own pairs, and a verdict: is it better?",
         example="pairs.csv --model s3 --folder runs/mine --budget 10m",
     )  # fmt: skip
     command.add_argument("data", help="a .jsonl, .csv or .parquet table, or a folder of pictures with captions")
@@ -178,34 +175,34 @@ def parser() -> argparse.ArgumentParser:
     index = verbs.add_parser("index", **said, epilog="example: q3vl-mini index create photos.index photos/ --model s3")
     acts = index.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def act(name: str, function, help: str, *parents, example: str) -> argparse.ArgumentParser:
+    def act(name: str, function: str, help: str, *parents, example: str) -> argparse.ArgumentParser:
         epilog = f"example: q3vl-mini index {name} {example}"
         made = acts.add_parser(name, parents=[common, folder, *parents], help=help, description=help, epilog=epilog)
         made.set_defaults(function=function)
         return made
 
     command = act(
-        "create", commands.index_create, "an index of a table or a folder", table, batches,
+        "create", "index_create", "an index of a table or a folder", table, batches,
         example="photos.index photos/ --model s3",
     )  # fmt: skip
     command.add_argument("--model", required=True, help="the embedder")
     command.add_argument("--dim", type=int, help="keep the first dimensions (default: all)")
     command.add_argument("--precision", default="float32", choices=PRECISIONS)
     command.add_argument(
-        "--store", choices=commands.STORES, help="lance: LanceDB, the default where installed; faiss: files, in memory"
+        "--store", choices=STORES, help="lance: LanceDB, the default where installed; faiss: files, in memory"
     )
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
     command = act(
-        "add", commands.index_add, "more items; same ids are replaced", table, batches, example="photos.index more/"
+        "add", "index_add", "more items; same ids are replaced", table, batches, example="photos.index more/"
     )
     command.add_argument("--model", help="the embedder (default: the one that the index records)")
     command.add_argument("--limit", type=int, default=100, help="bad items that stop the job (default 100)")
-    command = act("delete", commands.index_delete, "items out of it", example="photos.index cat.png")
+    command = act("delete", "index_delete", "items out of it", example="photos.index cat.png")
     command.add_argument("ids", nargs="+")
-    act("info", commands.index_info, "what it holds, and of which model", example="photos.index")
+    act("info", "index_info", "what it holds, and of which model", example="photos.index")
 
     command = verb(
-        "search", commands.search, "the best items of an index for a query", folder, query, batches,
+        "search", "search", "the best items of an index for a query", folder, query, batches,
         example='photos.index "a red cat" --reranker reranker',
     )  # fmt: skip
     command.add_argument("--model", help="the embedder (default: the one that the index records)")
@@ -214,13 +211,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--candidates", type=int, default=100, help="that the reranker reads (default 100)")
 
     command = verb(
-        "rerank", commands.rerank, "order the items of a table or folder by relevance to a query",
+        "rerank", "rerank", "order the items of a table or folder by relevance to a query",
         table, query, batches, example='photos/ "a red cat" --model reranker',
     )  # fmt: skip
     command.add_argument("--model", required=True)
 
     command = verb(
-        "export", commands.export_model, "a folder that transformers, sentence-transformers and vLLM load",
+        "export", "export_model", "a folder that transformers, sentence-transformers and vLLM load",
         example="runs/tiny/s3/model exported --results results/tiny.json",
     )  # fmt: skip
     command.add_argument("model", help="an embedder or a reranker")
@@ -235,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--public", action="store_true", help="with --push: make a new repository public")
 
     command = verb(
-        "plan", commands.plan_stages, "memory and hours of a preset's stages on given GPUs; runs nothing",
+        "plan", "plan_stages", "memory and hours of a preset's stages on given GPUs; runs nothing",
         example="--preset full --gpus 8xH100",
     )  # fmt: skip
     command.add_argument("--preset", default="full", help=f"one of {names} (default full), or a file")
@@ -249,11 +246,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
 
     command = verb(
-        "pretrain", commands.pretrain_backbone, "make Q3VL-tiny, the backbone of the preset tiny (hours)",
+        "pretrain", "pretrain_backbone", "make Q3VL-tiny, the backbone of the preset tiny (hours)",
         example="--folder runs/pretrain",
     )  # fmt: skip
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
-    verb("doctor", commands.examine, "what this machine can run, and what is missing", example="--json")
+    verb("doctor", "examine", "what this machine can run, and what is missing", example="--json")
     for name, (_, help) in OWN_ARGUMENTS.items():
         verbs.add_parser(name, add_help=False, help=f"{help}; `q3vl-mini {name} --help`")
     return top
@@ -268,10 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.error(f"unknown arguments {rest}")
     try:
         if own:
-            own[0](rest)
+            importlib.import_module(f"{__package__}.{own[0]}").main(rest)
             return 0
+        from . import commands
+
         with redirect_stdout(sys.stderr) if options.json else nullcontext():  # standard output is the result's alone
-            outcome = options.function(options)
+            outcome = getattr(commands, options.function)(options)
     except KeyboardInterrupt:
         print("q3vl-mini: interrupted; the same command goes on", file=sys.stderr)
         return 130

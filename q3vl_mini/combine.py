@@ -13,11 +13,10 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from . import backbone, evaluate, merge
+from .choices import MERGE_METHODS
 from .compression import Quantizers
 from .embedder import Embedder
 from .records import Quadruple
-
-METHODS = ("linear", "slerp", "ties")
 
 
 def vector_of(model: PeftModel) -> merge.Vector:
@@ -115,8 +114,8 @@ def merge_checkpoints(
     Raises:
         ValueError: an unknown method, or models of different base, role or template.
     """
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}; choose one of {list(METHODS)}")
+    if method not in MERGE_METHODS:
+        raise ValueError(f"no method {method!r}; choose one of {list(MERGE_METHODS)}")
     vectors, kinds, quantizers, rates = [], [], [], []
     for path in paths:
         loaded = backbone.load(path, device="cpu")

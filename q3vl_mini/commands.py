@@ -13,6 +13,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from . import combine, evaluate, mining, pipeline, report, stages
+from .choices import GPUS, Gpu
 from .config import Preset, load_config, load_preset, override
 from .data import save_quadruple
 from .doctor import doctor, doctor_table
@@ -24,7 +25,7 @@ from .export import export, push
 from .finetune import finetune, finetune_preset
 from .index import Index
 from .items import Skipped, check_any, check_skipped, embed_items, embed_to_folder, read_items
-from .plan import GPUS, Gpu, plan, plan_finetune, plan_table
+from .plan import plan, plan_finetune, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
@@ -33,7 +34,6 @@ from .stores import LanceStore
 from .survey import survey
 
 Options = argparse.Namespace
-STORES = ("lance", "faiss")
 
 
 class Outcome(NamedTuple):

@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PRECISIONS = ("float32", "int8", "binary")
 Embeddings = tuple[Tensor | None, ...] | Mapping[str, Tensor | None]
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import inner
-from .compression import PRECISIONS, Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
+from .choices import PRECISIONS
+from .compression import Quantizers, asymmetric_scores, hamming_scores, int8_scores, pack_binary, truncate
 from .forward import PromptModel, as_instance, as_items, check_text, measure, pad, rough_length
 from .media import Visual
 from .templates import EMBEDDER_TEMPLATES, embedder_prompt, prompt_ids

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .compression import PRECISIONS
+from .choices import PRECISIONS
 from .records import lone_surrogate
 
 IDENTITY = ("model", "template", "dim")  # what has to agree; "name" is for people

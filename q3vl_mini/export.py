@@ -16,13 +16,13 @@ from peft import PeftModel
 
 from .backbone import CARD_FILE, Backbone, inner, load, resolve, save
 from .chat_template import chat_template
+from .choices import ROLES
 from .disk import replacing
 from .hub_card import Exported, hub_card
 from .media import PIXELS, MediaBudget
 from .sentence_transformers_files import write_embedder_files, write_reranker_files
 from .vllm_files import write_vllm_files
 
-ROLES = ("embedder", "reranker")
 # Files of an earlier upload that would change what the model is: an adapter's beside merged weights, or the reverse.
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "vllm.*"]
 

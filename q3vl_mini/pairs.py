@@ -27,6 +27,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from .choices import SPLITS
 from .items import Item, read_items
 from .media import IMAGE_FILES, VIDEO_FILES, load_image
 from .pages import PdfPage, pdf_page
@@ -35,7 +36,6 @@ from .records import MODALITIES, Instance, is_empty, text_problem
 from .tables import TABLES, read_rows
 
 COLUMNS = ("query", "positive", "negatives", "instruction", "score", "split")
-SPLITS = ("train", "validation", "test")
 LOOKED_AT = 100  # first rows, in which a needed column has to be
 
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from . import evaluate, report
+from .choices import STAGES
 from .config import Preset
 from .emoji_world import tasks
 from .machine import peak_memory_mb
 from .records import Quadruple
 from .reranker import Reranker
-from .stages import ORDER, Run, run_stage, thinned
+from .stages import Run, run_stage, thinned
 
 EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
 
@@ -45,7 +46,7 @@ def run(
 
 def _run(r: Run, results: Path, progress: bool) -> Path:
     preset = r.preset
-    stages = [stage for stage in ORDER if stage in preset.stages or stage == "s3"]
+    stages = [stage for stage in STAGES if stage in preset.stages or stage == "s3"]
     last = json.loads(results.read_text())["meta"]["stage_wall_s"] if results.is_file() else {}
     walls = {}
     for stage in stages:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from .backbone import add_lora, resolve
+from .choices import Gpu
 from .config import Preset, StageConfig
 from .data import Batch
 from .embedder import Embedder
@@ -29,18 +30,6 @@ from .train import encode_documents, reranker_step
 GB = 1e9
 MARGIN = 1.1  # of memory: fragments, the library's workspaces, the batch itself
 ADAM = 4 + 4 + 8  # bytes an adapter's parameter: float32 weight, gradient, two moments
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Memory in GB and dense half-precision peak in TFLOP/s, from NVIDIA's data sheets."""
-
-    name: str
-    memory_gb: float
-    tflops: float
-
-
-GPUS = {"T4": Gpu("T4", 16, 65), "A100": Gpu("A100 80GB", 80, 312), "H100": Gpu("H100 SXM", 80, 989)}
 
 # From the config.json of each checkpoint on the Hub, so that a plan needs no network.
 SIZES: dict[str, dict[str, Any]] = {

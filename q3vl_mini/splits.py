@@ -8,9 +8,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from .choices import SPLITS
 from .likeness import Groups, Likeness
 from .pages import PdfPage
-from .pairs import SPLITS, Fault, Pair
+from .pairs import Fault, Pair
 from .records import MODALITIES, Instance, Quadruple, Relevance
 
 SHARES = {"test": 0.2, "validation": 0.1}  # of the rows; training gets the rest

@@ -44,7 +44,6 @@ from .reranker import Reranker
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 from .usable import load_usable
 
-ORDER = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")
 WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
 VECTORS = "vectors-"  # what folders of vectors that mining reads from disk begin with
 ROWS_IN_MEMORY = 200_000  # of a corpus that is mined: 1.6 GB at 2048 dimensions; vectors of a larger one lie on disk

@@ -78,6 +78,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2
         additional_special_tokens=list(SPECIAL_TOKENS[3:]),
         model_max_length=32768,
     )
+    # as it is after saving and loading: transformers gives every Qwen2Tokenizer the rule of its own, without \p{M}
+    tokenizer.backend_tokenizer.pre_tokenizer = Qwen2TokenizerFast().backend_tokenizer.pre_tokenizer
     return tokenizer
 
 

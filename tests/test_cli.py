@@ -1,6 +1,10 @@
 """The commands as a person or a program calls them: what they print, write and return."""
 
+import argparse
+import importlib
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +13,8 @@ import pytest
 from PIL import Image
 
 from q3vl_mini import backbone, commands, merge
-from q3vl_mini.cli import main, parser
+from q3vl_mini.choices import STAGES
+from q3vl_mini.cli import OWN_ARGUMENTS, main, parser
 from q3vl_mini.combine import vector_of
 from q3vl_mini.commands import open_store
 from q3vl_mini.config import load_preset, override
@@ -19,6 +24,7 @@ from q3vl_mini.embedder import Embedder
 from q3vl_mini.index import Index
 from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
+from q3vl_mini.stages import RECIPES
 from q3vl_mini.stores import LanceStore
 
 
@@ -302,12 +308,36 @@ def test_wrong_arguments_end_with_status_2(capsys):
     assert stopped.value.code == 2
 
 
+def verbs_of(command: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands below a command, by name."""
+    [verbs] = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
+    return verbs.choices
+
+
 def test_every_command_has_help_with_an_example(capsys):
-    [verbs] = [action for action in parser()._actions if hasattr(action, "choices") and action.choices]
-    for name in verbs.choices:
+    for name in verbs_of(parser()):
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
         assert stopped.value.code == 0 and "example: " in capsys.readouterr().out, name
+
+
+def test_every_command_names_what_does_it():
+    commands_of = verbs_of(parser())
+    leaves = [commands_of[name] for name in commands_of.keys() - OWN_ARGUMENTS.keys() - {"index"}]
+    for command in leaves + list(verbs_of(commands_of["index"]).values()):
+        assert callable(getattr(commands, command.get_default("function"))), command.prog
+    for module, _ in OWN_ARGUMENTS.values():
+        assert callable(importlib.import_module(f"q3vl_mini.{module}").main)
+
+
+def test_the_names_to_choose_among_are_those_that_there_are():
+    assert tuple(RECIPES) == STAGES
+
+
+def test_help_and_wrong_arguments_wait_for_no_torch():
+    code = "import sys; from q3vl_mini.cli import parser; parser().format_help(); print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
 
 
 def test_doctor_finds_what_a_run_needs(capsys):

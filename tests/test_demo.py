@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from q3vl_mini.compression import PRECISIONS, truncate
+from q3vl_mini.choices import PRECISIONS
+from q3vl_mini.compression import truncate
 from q3vl_mini.data import video_bytes
 from q3vl_mini.demo import markup, uploads
 from q3vl_mini.demo.app import build

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fake_world import small_preset
 
+from q3vl_mini.choices import STAGES
 from q3vl_mini.config import save_config
-from q3vl_mini.stages import ORDER
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
@@ -40,14 +40,14 @@ def whole(config, tmp_path_factory):
 
 def weights(folder):
     files = [*folder.glob("*/model/*.safetensors")]
-    assert {file.parents[1].name for file in files} == set(ORDER)
+    assert {file.parents[1].name for file in files} == set(STAGES)
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def curves(folder):
     """Loss, rate and gradient of every step of every stage."""
     rows = {}
-    for stage in ORDER:
+    for stage in STAGES:
         log = [json.loads(row) for row in (folder / stage / "log.jsonl").read_text().splitlines()]
         rows[stage] = [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     return rows
@@ -57,7 +57,7 @@ def assert_same(folder, whole):
     assert weights(folder) == weights(whole) and curves(folder) == curves(whole)
     one, other = (json.loads((f.parent / f"{f.name}.json").read_text()) for f in (folder, whole))
     assert one["models"] == other["models"] and one["unseen_styles"] == other["unseen_styles"]
-    for stage in ORDER:
+    for stage in STAGES:
         for mined in ("mined.json", "teacher.json"):
             files = [f / stage / mined for f in (folder, whole)]
             assert not files[1].exists() or files[0].read_text() == files[1].read_text()
@@ -70,7 +70,7 @@ def test_a_run_killed_before_a_move_within_one_and_within_a_file_ends_like_a_who
     # an early write, then ever later ones of what is left: text, tensors and moves, before and half done
     for call, before in [(1, False), (6, True), (9, False), (16, True), (23, False), (30, True)]:
         assert killed_run.run(command(config, folder), call=call, before=before) == -9
-        stages.append(sum((folder / stage / "metrics.json").is_file() for stage in ORDER))
+        stages.append(sum((folder / stage / "metrics.json").is_file() for stage in STAGES))
     assert stages == sorted(stages) and len(set(stages)) >= 3  # it got on, and was killed in several stages
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
     assert killed_run.run(command(config, folder)) == 0
@@ -91,7 +91,7 @@ def test_a_run_killed_at_20_random_moments_ends_like_a_whole_one(config, whole, 
             if status == 0:
                 break
             assert status == -9
-            done = [stage for stage in ORDER if (folder / stage / "metrics.json").is_file()]
+            done = [stage for stage in STAGES if (folder / stage / "metrics.json").is_file()]
             kills.append((len(done), late, before))
         assert_same(folder, whole)
     print(f"{runs} runs, killed after so many stages: {np.bincount([n for n, *_ in kills]).tolist()}; {kills}")

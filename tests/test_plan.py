@@ -8,10 +8,10 @@ import torch
 
 from q3vl_mini import plan as planning
 from q3vl_mini.backbone import add_lora, load
+from q3vl_mini.choices import GPUS
 from q3vl_mini.cli import main
 from q3vl_mini.config import load_preset
 from q3vl_mini.plan import (
-    GPUS,
     MARGIN,
     count_parameters,
     measure_costs,

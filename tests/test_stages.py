@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, cli, pipeline, stages
+from q3vl_mini.choices import STAGES
 from q3vl_mini.config import load_config, load_preset, preset_names, save_config
 from q3vl_mini.disk import alone, lock_of
 from q3vl_mini.embedder import Embedder
@@ -57,7 +58,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
     assert [event.value for event in curves.Scalars("s0/loss")] == pytest.approx([row["loss"] for row in log])
 
     vectors, steps = {}, {}
-    for stage in stages.ORDER:
+    for stage in STAGES:
         files = {file.name for file in (folder / stage).iterdir()}
         assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
         assert set(json.loads((folder / stage / "metrics.json").read_text())["validation"]) == {"before", "after"}

@@ -1,4 +1,4 @@
-"""`python -m q3vl_mini.demo`, which `q3vl-mini demo` calls. By itself it imports less, and so starts sooner."""
+"""`python -m q3vl_mini.demo`, which `q3vl-mini demo` calls. Its arguments are read before anything slow is imported."""
 
 import argparse
 import importlib.util

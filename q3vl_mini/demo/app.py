@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from ..compression import PRECISIONS
+from ..choices import PRECISIONS
 from . import markup
 from .collections import Collections
 from .engine import RERANKED, Engine

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..compression import PRECISIONS, truncate
+from ..choices import PRECISIONS
+from ..compression import truncate
 from ..records import Instance
 from .items import Item
 from .models import Models

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import numpy as np
 
+from ..choices import SPLITS
 from ..records import Instance, Quadruple, Relevance
 from . import sprites, words
 from .scenes import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, Block, Crop, Film, Frame, Page, Placed, Scene, Track
 from .words import NUMBERS, PLACES, SIZES, describe, pick
 
-SPLITS = ("train", "validation", "test")
 CENTRES = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # in the order of words.PLACES
 BIG, SMALL = 0.44, 0.27
 TOPICS = (
