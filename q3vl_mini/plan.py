@@ -267,6 +267,7 @@ class Needs:
 
     @classmethod
     def of(cls, preset: Preset) -> "Needs":
+        preset.require_adapters("a plan")
         model = meta_model(model_config(preset.backbone), preset.lora_rank)
         dtype = getattr(torch, preset.dtype or "float16")
         return cls(measure_costs(model, dtype), count_parameters(model), dtype.itemsize)

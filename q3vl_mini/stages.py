@@ -107,12 +107,20 @@ class Run:
         return self.load(self.preset.backbone if stage == "raw" else self.folder / stage / "model", kind, trainable)
 
     def load(self, path: str | Path, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
-        """A checkpoint as this run computes with it. If trainable, an adapter goes on, full weights get a fresh one."""
-        dtype = getattr(torch, self.preset.dtype) if self.preset.dtype else None
+        """A checkpoint as this run computes with it. If trainable, an adapter goes on, full weights get a fresh one.
+
+        With lora_rank = 0 the full weights of the language model are trained instead, in float32.
+        """
+        full = trainable and not self.preset.lora_rank
+        dtype = getattr(torch, "float32" if full else self.preset.dtype) if full or self.preset.dtype else None
         loaded = backbone.load(path, device=self.accelerator.device, dtype=dtype, trainable=trainable)
+        if full and isinstance(loaded.model, PeftModel):
+            raise ValueError(f"{path} is an adapter, and lora_rank = 0 trains full weights; merge it first (export)")
         if not isinstance(loaded.model, PeftModel):
             loaded.model.requires_grad_(False)
-            if trainable:
+            if full:
+                backbone.inner(loaded.model).model.language_model.requires_grad_(True)
+            elif trainable:
                 torch.manual_seed(self.preset.seed)
                 loaded.model = backbone.add_lora(loaded.model, self.preset.lora_rank, self.preset.lora_alpha)
         if trainable and self.preset.checkpointing:
@@ -337,6 +345,7 @@ def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
 
     The learned steps of the quantisers are the means of those of s1 and s2.
     """
+    run.preset.require_adapters("s3")
     config, s1, began = run.preset.merge, run.preset.stages["s1"], time.monotonic()
     vectors, quantizers = [], []
     for source in ("s1", "s2"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+import q3vl_mini.commands  # noqa: F401  what reads the true TASKS when it is imported has to do so first
 from q3vl_mini.config import DataConfig, MergeConfig, MiningConfig, Preset, StageConfig
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.records import Quadruple, Relevance
