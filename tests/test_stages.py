@@ -14,7 +14,7 @@ from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, cli, pipeline, stages
 from q3vl_mini.backbone import LORA_MODULES
-from q3vl_mini.choices import STAGES
+from q3vl_mini.choices import RERANKERS, STAGES
 from q3vl_mini.config import load_config, load_preset, preset_names, save_config
 from q3vl_mini.disk import alone, lock_of
 from q3vl_mini.embedder import Embedder
@@ -45,7 +45,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
     assert set(written["unseen_styles"]["s3"]) == {"hit@1", "hit@10", "n"} and written["unseen_styles"]["s3"]["n"] == 24
     meta = written["meta"]
     assert (meta["seed"], meta["preset"]) == (3, "fake") and meta["peak_rss_mb"] > 100
-    assert set(meta["stage_wall_s"]) == {"bootstrap", "s0", "s1", "reranker", "s2", "s3", "evaluation"}
+    assert set(meta["stage_wall_s"]) == {*STAGES, "evaluation"}
     kept = {place.name for place in (folder / "evaluation").iterdir() if place.is_dir()}
     assert kept == {"raw", "s0", "s1", "s2", "s3"}  # s3+reranker starts from the vectors of s3
     early = folder / "s0" / "metrics.json"  # a stage that another process ran, with more memory than this one
@@ -65,7 +65,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
         files = {file.name for file in (folder / stage).iterdir()}
         assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
         assert set(json.loads((folder / stage / "metrics.json").read_text())["validation"]) == {"before", "after"}
-        kind = Reranker if stage == "reranker" else Embedder
+        kind = Reranker if stage in RERANKERS else Embedder
         model = kind(folder / stage / "model")
         assert model.card["stage"] == stage and model.template == "report"
         if kind is Embedder:
@@ -238,7 +238,7 @@ def test_an_interrupted_stage_goes_on_and_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     preset = load_preset(name)
-    assert preset.name == name and set(preset.stages) - {"bootstrap"} == {"s0", "s1", "reranker", "s2"}
+    assert preset.name == name and set(preset.stages) - {"bootstrap", "judge"} == {"s0", "s1", "reranker", "s2"}
     assert preset.stages["s0"].mining.miner == ("bootstrap" if "bootstrap" in preset.stages else "raw")
     columns = {name: info.column for name, info in tasks.TASKS.items()} | {name: s.task for name, s in SETS.items()}
     unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(columns)
