@@ -1,6 +1,7 @@
 """Short contrastive trainings of the tiny backbone with other settings, scored on validation and on redrawn things.
 
     python benchmarks/recipe_trials.py --lr 0.002 0.005 --steps 80 --out results/recipe_trials.jsonl
+    python benchmarks/recipe_trials.py --lr 0.0001 0.0003 --lora-rank 0     full fine-tuning
 
 `redrawn` is the stand-in for unseen styles: every concept drawn once by another hand, found by its name. One line of
 JSON a trial.
@@ -42,12 +43,12 @@ def redrawn(seed: int = 77) -> Quadruple:
     return Quadruple("redrawn", "image_ret", TASKS["text_to_image"].instruction, queries, corpus, relevance)
 
 
-def trial(lr: float, steps: int, batch_size: int, temperature: float, folder: Path) -> dict:
+def trial(lr: float, steps: int, batch_size: int, temperature: float, lora_rank: int, folder: Path) -> dict:
     """Train from the raw backbone without mining; settings, loss and scores."""
     preset = load_preset("tiny")
     changes = {"lr": lr, "steps": steps, "batch_size": batch_size, "temperature": temperature}
     config = replace(preset.stages["s0"], tasks=ROWS, mining=None, n_negatives=0, **changes)
-    run = stages.Run(replace(preset, stages={"s0": config}), folder, progress=False)
+    run = stages.Run(replace(preset, stages={"s0": config}, lora_rank=lora_rank), folder, progress=False)
     model = run.model("raw", trainable=True)
     options, quantizers = run.objective(model)
     stream = stages.batch_stream(stages.training_data(config, preset.seed), config, steps, preset.seed)
@@ -69,7 +70,7 @@ def trial(lr: float, steps: int, batch_size: int, temperature: float, folder: Pa
             score = evaluate.score_quadruple(queries, corpus, quadruple, metric=metric).score
             scores[f"{quadruple.name} {metric}"] = round(float(score), 3)
     loss = round(float(np.mean([row["loss"] for row in log[-30:]])), 3)
-    return changes | {"seconds": round(time.monotonic() - began), "loss": loss, **scores}
+    return changes | {"lora_rank": lora_rank, "seconds": round(time.monotonic() - began), "loss": loss, **scores}
 
 
 def main() -> None:
@@ -78,11 +79,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.03)
+    parser.add_argument("--lora-rank", type=int, default=load_preset("tiny").lora_rank, help="0 is full fine-tuning")
     parser.add_argument("--out", type=Path, help="a file to which each trial adds a line")
     options = parser.parse_args()
     for lr in options.lr:
         with tempfile.TemporaryDirectory() as folder:
-            row = trial(lr, options.steps, options.batch_size, options.temperature, Path(folder))
+            row = trial(lr, options.steps, options.batch_size, options.temperature, options.lora_rank, Path(folder))
         print(json.dumps(row), flush=True)
         if options.out:
             with open(options.out, "a") as out:

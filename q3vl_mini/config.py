@@ -140,7 +140,8 @@ class Preset:
     dims, dim_weights: prefixes of the Matryoshka objective; 0 is the full embedding. quantizers: weights of the
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
     dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
-    keep only each layer's input for the backward pass and compute the rest again, for memory.
+    keep only each layer's input for the backward pass and compute the rest again, for memory. lora_rank: 0 is full
+    fine-tuning of the language model, in float32 (or autocast); for single stages, because s3 merges adapters.
     """
 
     name: str
@@ -164,6 +165,11 @@ class Preset:
             raise ValueError(f"unknown quantizers {sorted(unknown)}; choose among {list(QUANTIZED)}")
         if self.dim_weights is not None and len(self.dim_weights) != len(self.dims):
             raise ValueError(f"{len(self.dims)} dims with {len(self.dim_weights)} dim_weights; give one each")
+
+    def require_adapters(self, what: str) -> None:
+        """ValueError if full weights are trained, which `what` has no way to merge or to plan."""
+        if not self.lora_rank:
+            raise ValueError(f"{what} takes adapters, and lora_rank = 0 trains full weights; q3vl-mini train does that")
 
 
 def preset_names() -> list[str]:

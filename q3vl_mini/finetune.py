@@ -232,7 +232,9 @@ def finetune(
 def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str] = ()) -> Preset:
     """finetune.toml for a base, with single values changed."""
     preset = replace(load_config(DEFAULTS), backbone=str(model), quantizers=QAT if qat else {})
-    return override(preset, changes) if changes else preset
+    preset = override(preset, changes) if changes else preset
+    preset.require_adapters("finetune, which positions the result between base and tuned,")
+    return preset
 
 
 def mine(run: Run, base: Embedder, train: Quadruple) -> Quadruple:

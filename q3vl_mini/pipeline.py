@@ -39,6 +39,7 @@ def run(
     stages.run_stage.
     """
     preset = preset if seed is None else replace(preset, seed=seed)
+    preset.require_adapters("a run, which ends with a merge,")
     r = Run(preset, folder, progress, tracker)
     with r.at_work():
         return _run(r, Path(results or r.folder / "results.json"), progress)

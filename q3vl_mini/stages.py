@@ -1,4 +1,4 @@
-"""The recipes of the report's figure 5: bootstrap, s0, s1, the reranker, s2, s3.
+"""The recipes of the report's figure 5: bootstrap, s0, s1, judge, the reranker, s2, s3.
 
 Each stage reads only what earlier stages wrote, and writes a folder: model/ (Hub format), log.jsonl, curve.png,
 mined.json where it mined, and metrics.json last: a stage that has it is finished and is not run again.
@@ -107,12 +107,20 @@ class Run:
         return self.load(self.preset.backbone if stage == "raw" else self.folder / stage / "model", kind, trainable)
 
     def load(self, path: str | Path, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
-        """A checkpoint as this run computes with it. If trainable, an adapter goes on, full weights get a fresh one."""
-        dtype = getattr(torch, self.preset.dtype) if self.preset.dtype else None
+        """A checkpoint as this run computes with it. If trainable, an adapter goes on, full weights get a fresh one.
+
+        With lora_rank = 0 the full weights of the language model are trained instead, in float32.
+        """
+        full = trainable and not self.preset.lora_rank
+        dtype = getattr(torch, "float32" if full else self.preset.dtype) if full or self.preset.dtype else None
         loaded = backbone.load(path, device=self.accelerator.device, dtype=dtype, trainable=trainable)
+        if full and isinstance(loaded.model, PeftModel):
+            raise ValueError(f"{path} is an adapter, and lora_rank = 0 trains full weights; merge it first (export)")
         if not isinstance(loaded.model, PeftModel):
             loaded.model.requires_grad_(False)
-            if trainable:
+            if full:
+                backbone.inner(loaded.model).model.language_model.requires_grad_(True)
+            elif trainable:
                 torch.manual_seed(self.preset.seed)
                 loaded.model = backbone.add_lora(loaded.model, self.preset.lora_rank, self.preset.lora_alpha)
         if trainable and self.preset.checkpointing:
@@ -297,8 +305,12 @@ def train_contrastive(run: Run, stage: str) -> dict[str, Any]:
     return _train(run, stage, model, loss, mined_data(run, stage), quantizers)
 
 
-def train_reranker(run: Run, stage: str = "reranker") -> dict[str, Any]:
-    """The reranker, from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1."""
+def train_reranker(run: Run, stage: str) -> dict[str, Any]:
+    """judge and reranker: from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1.
+
+    judge is a beginning for a small model, which has to learn what a pair's agreement is before hard negatives say
+    anything to it; the report's, which can judge already, needs none.
+    """
     model = run.model(run.preset.stages[stage].start, Reranker, trainable=True)
     return _train(run, stage, model, reranker_step, mined_data(run, stage))
 
@@ -337,6 +349,7 @@ def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
 
     The learned steps of the quantisers are the means of those of s1 and s2.
     """
+    run.preset.require_adapters("s3")
     config, s1, began = run.preset.merge, run.preset.stages["s1"], time.monotonic()
     vectors, quantizers = [], []
     for source in ("s1", "s2"):
@@ -471,7 +484,8 @@ RECIPES = {
     "bootstrap": partial(train_contrastive, stage="bootstrap"),
     "s0": partial(train_contrastive, stage="s0"),
     "s1": partial(train_contrastive, stage="s1"),
-    "reranker": train_reranker,
+    "judge": partial(train_reranker, stage="judge"),
+    "reranker": partial(train_reranker, stage="reranker"),
     "s2": distil,
     "s3": merge_models,
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+import q3vl_mini.commands  # noqa: F401  what reads the true TASKS when it is imported has to do so first
 from q3vl_mini.config import DataConfig, MergeConfig, MiningConfig, Preset, StageConfig
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.records import Quadruple, Relevance
@@ -54,7 +55,8 @@ def small_preset(checkpoint):
             "bootstrap": base,
             "s0": replace(base, terms=every, mining=mining),
             "s1": replace(base, start="s0", tasks=dict.fromkeys(FAKE, 8), loss_per_task=True, mining=by_s0),
-            "reranker": replace(base, tasks={"find": 8}, mining=by_s0),
+            "judge": replace(base, tasks={"find": 8}, n_negatives=0, n_random=1),
+            "reranker": replace(base, start="judge", tasks={"find": 8}, mining=by_s0, n_random=1),
             "s2": replace(base, start="s1", tasks={"find": 6}, mining=replace(mining, miner="s1")),
         },
         data=DataConfig(test_rows=10, validation_rows=4, rerank_top_k=3, batch_size=8),

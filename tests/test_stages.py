@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fake_world import FAKE, enter_fake_world, fake_quadruple, small_preset
+from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, cli, pipeline, stages
-from q3vl_mini.choices import STAGES
+from q3vl_mini.backbone import LORA_MODULES
+from q3vl_mini.choices import RERANKERS, STAGES
 from q3vl_mini.config import load_config, load_preset, preset_names, save_config
 from q3vl_mini.disk import alone, lock_of
 from q3vl_mini.embedder import Embedder
@@ -42,7 +45,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
     assert set(written["unseen_styles"]["s3"]) == {"hit@1", "hit@10", "n"} and written["unseen_styles"]["s3"]["n"] == 24
     meta = written["meta"]
     assert (meta["seed"], meta["preset"]) == (3, "fake") and meta["peak_rss_mb"] > 100
-    assert set(meta["stage_wall_s"]) == {"bootstrap", "s0", "s1", "reranker", "s2", "s3", "evaluation"}
+    assert set(meta["stage_wall_s"]) == {*STAGES, "evaluation"}
     kept = {place.name for place in (folder / "evaluation").iterdir() if place.is_dir()}
     assert kept == {"raw", "s0", "s1", "s2", "s3"}  # s3+reranker starts from the vectors of s3
     early = folder / "s0" / "metrics.json"  # a stage that another process ran, with more memory than this one
@@ -62,7 +65,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
         files = {file.name for file in (folder / stage).iterdir()}
         assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
         assert set(json.loads((folder / stage / "metrics.json").read_text())["validation"]) == {"before", "after"}
-        kind = Reranker if stage == "reranker" else Embedder
+        kind = Reranker if stage in RERANKERS else Embedder
         model = kind(folder / stage / "model")
         assert model.card["stage"] == stage and model.template == "report"
         if kind is Embedder:
@@ -109,6 +112,35 @@ def test_checkpointing_changes_memory_and_not_the_training(small_checkpoint, fak
         log = (run.folder / "bootstrap" / "log.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in log])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][0] != losses[0][-1]
+
+
+def test_rank_zero_trains_the_full_weights_of_the_language_model_and_not_the_tower(
+    small_checkpoint, fake_world, tmp_path
+):
+    preset = replace(small_preset(small_checkpoint), lora_rank=0)
+    run = stages.Run(preset, tmp_path, progress=False, tracker="none")
+    for stage in ("bootstrap", "s0"):
+        stages.run_stage(run, stage)
+    before, after = (run.model(stage).model.state_dict() for stage in ("raw", "bootstrap"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("language_model" in name or name == "lm_head.weight" for name in changed)
+    assert {part for name in changed for part in name.split(".") if part in LORA_MODULES} == set(LORA_MODULES)
+    again = run.model("s0", trainable=True)  # the next stage trains what this one wrote
+    assert not isinstance(again.model, PeftModel)
+    assert any(p.requires_grad for p in again.model.parameters())
+    log = [json.loads(row)["loss"] for row in (tmp_path / "bootstrap" / "log.jsonl").read_text().splitlines()]
+    assert log[-1] != log[0]
+
+
+def test_what_takes_adapters_refuses_full_weights_before_it_begins(small_checkpoint, fake_world, tmp_path):
+    preset = replace(small_preset(small_checkpoint), lora_rank=0)
+    with pytest.raises(ValueError, match="takes adapters.*q3vl-mini train"):
+        pipeline.run(preset, tmp_path / "run", progress=False)
+    run = stages.Run(preset, tmp_path / "stage", progress=False, tracker="none")
+    with pytest.raises(ValueError, match="is an adapter.*merge it first"):
+        run.load("s0", trainable=True)
+    with pytest.raises(ValueError, match="takes adapters"):
+        stages.run_stage(run, "s3")
 
 
 def worker(rank, checkpoint, folder):
@@ -206,7 +238,7 @@ def test_an_interrupted_stage_goes_on_and_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     preset = load_preset(name)
-    assert preset.name == name and set(preset.stages) - {"bootstrap"} == {"s0", "s1", "reranker", "s2"}
+    assert preset.name == name and set(preset.stages) - {"bootstrap", "judge"} == {"s0", "s1", "reranker", "s2"}
     assert preset.stages["s0"].mining.miner == ("bootstrap" if "bootstrap" in preset.stages else "raw")
     columns = {name: info.column for name, info in tasks.TASKS.items()} | {name: s.task for name, s in SETS.items()}
     unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(columns)
