@@ -241,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--epochs", type=float, default=8, help="with --pairs: of the training (default 8)")
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of the preset")
     command.add_argument("--gpu", default="H100", choices=list(GPUS))
-    command.add_argument("--gpus", default="1", help="how many (default 1), or both: 8xH100")
+    command.add_argument("--gpus", default="1", help="how many (default 1), or which, or both: 8xH100")
     command.add_argument("--utilisation", type=float, default=0.35, help="share of the peak reached (default 0.35)")
     command.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
 

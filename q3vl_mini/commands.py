@@ -334,8 +334,8 @@ def plan_stages(options: Options) -> Outcome:
 
 
 def _gpus(options: Options) -> tuple[Gpu, int]:
-    """--gpus 8xH100, or --gpus 8 --gpu H100."""
-    count, _, kind = options.gpus.partition("x")
+    """--gpus 8xH100, or --gpus T4, or --gpus 8 --gpu H100."""
+    count, _, kind = (f"1x{options.gpus}" if options.gpus in GPUS else options.gpus).partition("x")
     kind = kind or options.gpu
     if not count.isdecimal() or int(count) < 1 or kind not in GPUS:
         raise ValueError(f"--gpus {options.gpus}: give a number, or as 8xH100 one of {', '.join(GPUS)} too")

@@ -222,7 +222,8 @@ class Index(Store):
             try:
                 index = cls._map(place, identity)
             except (FileNotFoundError, ValueError):
-                if before == _stamp(whole_folder(folder)) or tried == TRIES - 1:
+                now = whole_folder(folder)  # a save may just have moved the same files away, to make room for its own
+                if (now == place and before == _stamp(now)) or tried == TRIES - 1:
                     raise
             else:
                 if before == _stamp(place):

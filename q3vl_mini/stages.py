@@ -112,7 +112,7 @@ class Run:
         With lora_rank = 0 the full weights of the language model are trained instead, in float32.
         """
         full = trainable and not self.preset.lora_rank
-        dtype = getattr(torch, "float32" if full else self.preset.dtype) if full or self.preset.dtype else None
+        dtype = getattr(torch, name) if (name := "float32" if full else self.preset.dtype) else None
         loaded = backbone.load(path, device=self.accelerator.device, dtype=dtype, trainable=trainable)
         if full and isinstance(loaded.model, PeftModel):
             raise ValueError(f"{path} is an adapter, and lora_rank = 0 trains full weights; merge it first (export)")

@@ -293,13 +293,13 @@ def test_with_json_standard_output_is_the_result_alone(tmp_path, monkeypatch, ca
     assert status == 0 and json.loads(out)["folder"] == str(tmp_path / "x") and "a table for a person" in error
 
 
-def test_gpus_are_a_number_or_a_number_and_a_kind(monkeypatch):
+def test_gpus_are_a_number_a_kind_or_both(monkeypatch):
     asked = []
     monkeypatch.setattr("q3vl_mini.commands.plan", lambda preset, gpu, n, *rest: asked.append((gpu.name, n)) or [])
     monkeypatch.setattr("q3vl_mini.commands.plan_table", lambda plans: "")
-    for gpus in (["--gpus", "4xA100"], ["--gpus", "4", "--gpu", "A100"], []):
+    for gpus in (["--gpus", "4xA100"], ["--gpus", "4", "--gpu", "A100"], ["--gpus", "T4"], []):
         assert main(["plan", *gpus]) == 0
-    assert asked == [("A100 80GB", 4), ("A100 80GB", 4), ("H100 SXM", 1)]
+    assert asked == [("A100 80GB", 4), ("A100 80GB", 4), ("T4", 1), ("H100 SXM", 1)]
 
 
 def test_wrong_arguments_end_with_status_2(capsys):

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from q3vl_mini import index as index_module
+from q3vl_mini.disk import previous
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.forward import VisualStore
 from q3vl_mini.index import Index
@@ -50,6 +52,22 @@ def read(kind, folder, started, ended, seen):
         if last:
             break
     seen.put(versions)
+
+
+def test_a_reader_between_the_two_moves_of_a_save_tries_again(tmp_path, monkeypatch):
+    folder, store = tmp_path / "store", Index(DIM, "int8")
+    put(store, 0)
+    store.save(folder)
+    rows_of, tried = index_module._map_rows, []
+
+    def moved_away_at_first(file, card):
+        tried.append(file.parent)
+        if len(tried) == 1:
+            folder.rename(previous(folder))  # the first move of the save; the second is yet to come
+        return rows_of(file, card)
+
+    monkeypatch.setattr(index_module, "_map_rows", moved_away_at_first)
+    assert version_of(Index.open(folder)) == 0 and tried == [folder, previous(folder)]
 
 
 @pytest.mark.parametrize("kind,writes", [(Index, 200), (LanceStore, 25)])

@@ -11,12 +11,12 @@ import numpy as np
 from seeds import Share, arguments, claim, opened, write
 
 from q3vl_mini import evaluate
+from q3vl_mini.choices import PRECISIONS
 from q3vl_mini.compression import hamming_scores, int8_scores
 from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.stages import Run
 
 TASKS = {"keyword_search": "text retrieval", "text_to_image": "text to image"}
-PRECISIONS = ("float32", "int8", "binary")
 BYTES = {"float32": 4.0, "int8": 1.0, "binary": 1 / 8}  # a dimension
 # the report's 2B model at 1024 dimensions, read off its figure 6
 REPORT = {
