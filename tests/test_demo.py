@@ -23,7 +23,7 @@ from q3vl_mini.demo.engine import Engine, Result, Settings
 from q3vl_mini.demo.examples import examples
 from q3vl_mini.demo.gallery import gallery, make_gallery, scene_title
 from q3vl_mini.demo.items import Item, model_view, thumbnail
-from q3vl_mini.demo.models import Models
+from q3vl_mini.demo.models import TIDIED, Models
 from q3vl_mini.demo.page import GALLERY, Page
 from q3vl_mini.demo.shelf import BATCH, Shelf
 from q3vl_mini.demo.uploads import read_query, read_upload
@@ -131,6 +131,15 @@ def test_a_checkpoint_of_the_other_role_is_refused():
 
 
 # --- vectors on disk
+
+
+def test_what_answers_left_in_pieces_goes_back_to_the_system_now_and_then(models, monkeypatch):
+    returned = []
+    monkeypatch.setattr("q3vl_mini.machine.give_back_freed", lambda: returned.append(1))
+    for _ in range(2 * TIDIED):
+        with models.embedder("raw"):
+            pass
+    assert len(returned) == 2
 
 
 def test_vectors_are_computed_once_for_each_model(models, shelf, items):

@@ -17,6 +17,7 @@ SHIPPED = {"raw": "q3vl-tiny", "s0": "s0", "s1": "s1", "s2": "s2", "s3": "s3"}
 # Of a MediaBudget. Q3VL-tiny is trained on pictures of 4 to 36 visual tokens; a larger model gains from more.
 TINY_BUDGET = dict(image_max_tokens=36, video_max_tokens=144, fps=2.0, max_frames=16)
 STORE_BYTES = 256 * 2**20
+TIDIED = 50  # uses of a model between two returns of freed memory
 
 
 class Models:
@@ -42,7 +43,7 @@ class Models:
         if not self.paths:
             raise ValueError("no embedders; name at least one, e.g. ['s3']")
         self.reranker_path, self.budget = reranker, budget
-        self._lock = RLock()
+        self._lock, self._uses = RLock(), 0
         self._bases: dict[Path, tuple[Backbone, VisualStore]] = {}  # by folder
         self._adapted: dict[Path, Backbone] = {}  # the adapter put on last; its model has all of that base
         self._identities: dict[tuple[str, int | None], dict[str, Any]] = {}
@@ -100,6 +101,11 @@ class Models:
             bare = adapter is None and base in self._adapted
             with self._adapted[base].model.disable_adapter() if bare else nullcontext():
                 yield model
+            self._uses += 1
+            if self._uses % TIDIED == 0:
+                from ..machine import give_back_freed
+
+                give_back_freed()
 
     def _load(self, path: str, kind: type) -> tuple["PromptModel", Path, str | None]:
         from ..backbone import base_of, load, load_beside, resolve
