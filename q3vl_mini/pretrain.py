@@ -27,7 +27,19 @@ class Round:
     language: LanguageConfig
 
 
-ROUNDS = (Round(VisionConfig(), LanguageConfig()),)  # what is shipped
+# What is shipped. The second round is short: it shows other houses' designs, and asks as the reranker asks.
+ROUNDS = (
+    Round(VisionConfig(), LanguageConfig()),
+    Round(
+        VisionConfig(
+            steps=900, batch=256, lr_matrix=0.02, lr_other=1e-3, decay=1.0, ramp=0.0, houses=3, redraw=200, heads=100
+        ),
+        LanguageConfig(
+            short_steps=100, steps=400, lr_matrix=0.01, lr_other=1.5e-3, warmup=30, decay=1.0, judged=0.4, balance=0.5,
+            seed=7,
+        ),
+    ),
+)  # fmt: skip
 
 
 def pretrain(folder: Path, rounds: Sequence[Round] = ROUNDS, log_every: int = 50) -> Path:

@@ -246,7 +246,8 @@ def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     # graded pairs are no positives for InfoNCE
     assert "sts" not in {columns[task] for stage in ("s0", "reranker", "s2") for task in preset.stages[stage].tasks}
     mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
-    assert reranker.start == "raw"  # the report trains it from the backbone, not from s0
+    first = preset.stages["judge"] if reranker.start == "judge" else reranker
+    assert first.start == "raw"  # the report trains it from the backbone, not from s0
     assert reranker.mining in (None, mining) and set(reranker.tasks) <= set(preset.stages["s1"].tasks)
     assert reranker.n_random if reranker.mining is None else reranker.n_negatives
     save_config(preset, tmp_path / "config.json")
