@@ -345,6 +345,31 @@ def test_moments_next_to_the_right_one_are_not_called_wrong():
         assert all(abs(row - right) > 1 for row in labels.negatives) and labels.negatives
 
 
+def test_the_instruction_alone_decides_which_answer_to_a_picture_is_right():
+    quadruple = tasks.build("instructed", "validation", 200)
+    kinds = {info.instruction: name for name, info in tasks.TASKS.items()}
+    seen = set()
+    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
+        [thing] = query["image"].objects
+        concept = sprites.concept_by_key()[thing.key]
+        answers = {
+            "concept": words.name(thing.key),
+            "image_to_text": words.with_article(words.name(thing.key)),
+            "subgroup": words.subgroup_label(concept.subgroup),
+            "group": words.GROUPS[concept.group],
+        }
+        asked = kinds[query["instruction"]]
+        [right] = [quadruple.corpus[row] for row in labels.positives]
+        wrong = [quadruple.corpus[row] for row in labels.negatives]
+        if asked == "same_thing":
+            assert right["image"].objects[0].key == thing.key and right["image"].objects[0].style != thing.style
+        else:
+            assert right == {"text": answers[asked]}
+        assert right not in wrong and len(wrong) >= 3
+        seen.add(asked)
+    assert seen == {*answers, "same_thing"}
+
+
 def test_similarity_grades_follow_the_category_tree():
     assert tasks.likeness(CAT, CAT) == 5
     dog, banana = "1f415", "1f34c"
@@ -353,7 +378,7 @@ def test_similarity_grades_follow_the_category_tree():
 
 def test_the_benchmark_covers_every_task_and_the_unseen_styles_have_900_candidates():
     names = [q.name for q in tasks.benchmark(n=5)]
-    assert sorted(names) == sorted(tasks.TASKS)
+    assert sorted([*names, "instructed"]) == sorted(tasks.TASKS)
     for quadruple in tasks.unseen_styles():
         validate(quadruple)
         assert len(quadruple.corpus) >= 900

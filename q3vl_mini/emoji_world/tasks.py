@@ -278,6 +278,36 @@ def subgroup(w: World, n: int):
     return _labelled(w, n, _subgroup, labels, lambda k: {"image": w.single(k)})
 
 
+@task("image_cls", "Do with the picture what is asked for.")  # not in MMEB-mini: each query has its own instruction
+def instructed(w: World, n: int):
+    """A picture of one thing under one of several instructions; what another of them asks for is wrong.
+
+    In every other task all documents are of one kind, so that a model need not read its instruction.
+    """
+    queries, corpus, relevance = [], Corpus(), []
+    while len(queries) < n:
+        scene = w.single(tinted=0.0)
+        thing = scene.objects[0]
+        styles = [s for s in w.styles if s != thing.style and sprites.has_style(s, thing.key)]
+        name, kind, category = words.name(thing.key), _subgroup(thing.key), _group(thing.key)
+        if not styles or len({name.lower(), kind.lower(), category.lower()}) < 3:
+            continue
+        drawn = replace(scene, objects=(replace(thing, style=pick(w.rng, styles), hand=w.hand()),))
+        rows = {
+            "concept": corpus.row(text=name),
+            "image_to_text": corpus.row(text=words.with_article(name)),
+            "subgroup": corpus.row(text=kind),
+            "group": corpus.row(text=category),
+            "same_thing": corpus.row(image=drawn),
+        }
+        asked = pick(w.rng, tuple(rows))
+        alike = ("concept", "image_to_text")  # the same thing in about the same words: neither is wrong for the other
+        wrong = [row for task, row in rows.items() if task != asked and not (task in alike and asked in alike)]
+        queries.append({"image": scene, "instruction": TASKS[asked].instruction})
+        relevance.append(Relevance((rows[asked],), tuple(w.rng.permutation(wrong).tolist())))
+    return queries, corpus, relevance
+
+
 # --- image question answering -------------------------------------------------------------------------------
 
 
