@@ -147,6 +147,17 @@ def reranker(found: Found) -> list[str]:
     return lines + claims(found["claims"])
 
 
+def teacher(found: Found) -> list[str]:
+    columns = list(found["table"]["s1"])
+    right = percent(found["reranker_right"])
+    lines = head("Why s2 is as it is: the same stage with a teacher that is always right", found)
+    lines += ["Among a query's right document and the hard negatives of stage 3, the reranker has the right one first"]
+    lines += [f"for {right} % of the queries that it teaches. Here the labels teach instead: margins of"]
+    lines += [f"{found['margin']:g} for right and as much below 0 for wrong, all else the same.", ""]
+    rows = [[model, *(percent(scores[c]) for c in columns)] for model, scores in found["table"].items()]
+    return lines + table(["model", *columns], rows) + claims(found["claims"])
+
+
 def compression(found: Found) -> list[str]:
     rows = found["table"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -226,13 +237,16 @@ def choices(found: Found) -> list[str]:
 
 def instructions(found: Found) -> list[str]:
     lines = head("Does it do what the instruction says?", found)
+    lines += ["One query, several instructions, one right answer for each; share of queries whose answer fits. A"]
+    lines += ["model that reads no instruction is right by chance: it may answer by kind, and be above or below it for"]
+    lines += ["each. In all tasks but `instructed` the documents of one task are of one kind, so that no loss asks a"]
     lines += [
-        "One query, several instructions, one right answer for each; share of queries whose answer fits. A model that"
+        "model to read the instruction. Nor does InfoNCE in `instructed`: its mask leaves out what scores 0.1 above"
     ]
     lines += [
-        "reads no instruction is right by chance. In training the documents of one task are of one kind, so no loss"
+        "the right answer, often the name where a category is asked for. So s1 has it with the classification loss."
     ]
-    lines += ["asks a model to read the instruction: it may answer by kind, and be above or below chance for each.", ""]
+    lines += [""]
     probes = list(next(iter(found["table"].values())))
     rows = [[model, *(percent(scores[p]) for p in probes)] for model, scores in found["table"].items()]
     rows.append(
@@ -267,6 +281,7 @@ def languages(found: Found) -> list[str]:
 SECTIONS: dict[str, Callable[[Found], list[str]]] = {
     "F1": stages,
     "F2": reranker,
+    "teacher": teacher,
     "F3-F4": compression,
     "F5": granularity,
     "F6": choices,
