@@ -9,6 +9,7 @@ from scipy import stats
 
 from q3vl_mini.config import data_dir, load_preset, override, save_config
 from q3vl_mini.evaluate import ColumnResult, DatasetResult
+from q3vl_mini.report import write_json
 
 ROOT = data_dir().parent
 
@@ -17,7 +18,7 @@ ROOT = data_dir().parent
 def seeds(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "findings")
     yield importlib.import_module("seeds")
-    for name in ("seeds", "page", "instructions"):
+    for name in ("seeds", "page", "instructions", "stages", "teacher"):
         sys.modules.pop(name, None)
 
 
@@ -112,6 +113,13 @@ def test_obedience_has_one_value_a_query_whatever_the_number_of_instructions(see
     under = [scored(values).datasets[0] for values in (first, 1 - first)]
     found = instructions.obedience("which-kind", under)
     assert found.values.tolist() == [0.5] * 5 and found.ci == (0.5, 0.5)
+
+
+def test_how_often_a_teacher_is_right_counts_its_highest_margin(seeds, tmp_path):
+    teacher = importlib.import_module("teacher")
+    rows = {"0": {"7": 0.5, "3": -1.0}, "1": {"2": -0.1, "4": 0.0}}  # of each query the right document comes first
+    write_json(tmp_path / "s2" / "teacher.json", {"text_to_image": rows, "moment": {"0": {"9": -3.0, "1": -4.0}}})
+    assert teacher.agreement(seeds.SeedRun(tmp_path, load_preset("tiny"))) == pytest.approx(2 / 3)
 
 
 def test_models_of_different_seeds_are_no_pair(seeds):
