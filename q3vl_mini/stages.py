@@ -34,8 +34,9 @@ from .emoji_world import tasks
 from .forward import VisualStore
 from .lora import fold_lora
 from .losses import info_nce
-from .machine import fast_cpu_dtype, peak_memory_mb
+from .machine import fast_cpu_dtype
 from .media import MediaBudget
+from .memory import peak_memory_mb
 from .public_data.gather import prepare
 from .public_data.sets import SETS
 from .records import Quadruple, Relevance

@@ -31,7 +31,7 @@ from .config import StageConfig
 from .data import Batch, save_batch
 from .forward import split_rows
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
-from .machine import give_back_freed
+from .memory import give_back_freed
 from .prefix_info_nce import prefix_info_nce
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
