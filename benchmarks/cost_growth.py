@@ -20,7 +20,7 @@ from training_step import Ours
 
 from q3vl_mini.data import mixed_batches
 from q3vl_mini.embedder import Embedder
-from q3vl_mini.machine import give_back_freed
+from q3vl_mini.memory import give_back_freed
 from q3vl_mini.mining import top_k
 from q3vl_mini.train import embedding_loss, gradient_cache
 

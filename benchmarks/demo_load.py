@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             demo.wait()
     slope, errors = found.pop("mb_a_minute"), found.pop("errors")
     setting = f"{options.clients} clients for {options.seconds:.0f} s, memory from {SETTLE:.0f} s on, "
-    setting += f"{psutil.cpu_count()} cores beside other work"
+    setting += f"{psutil.cpu_count()} cores"
     rows = [
         number("answers that are neither a result nor that the queue is full", sum(errors.values()), "at most", 0),
         number("memory that is added, MB a minute", slope, "at most", FLAT),

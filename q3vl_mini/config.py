@@ -140,7 +140,8 @@ class Preset:
     dims, dim_weights: prefixes of the Matryoshka objective; 0 is the full embedding. quantizers: weights of the
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
     dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
-    keep only each layer's input for the backward pass and compute the rest again, for memory. lora_rank: 0 is full
+    keep only each layer's input for the backward pass and compute the rest again, for memory. shard: split the frozen
+    weights among the processes of a training, for memory (sharding.py). lora_rank: 0 is full
     fine-tuning of the language model, in float32 (or autocast); for single stages, because s3 merges adapters.
     """
 
@@ -152,6 +153,7 @@ class Preset:
     dtype: str = ""
     autocast: str = ""
     checkpointing: bool = False
+    shard: bool = False
     lora_rank: int = 32
     lora_alpha: int = 32
     dims: tuple[int, ...] = (0,)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from .machine import give_back_freed
+from .memory import give_back_freed
 from .metrics import (
     PairedDifference,
     aggregate,

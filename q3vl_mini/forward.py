@@ -368,16 +368,20 @@ def right_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forward_last(
-    model: nn.Module, inputs: Mapping[str, Any], encoder_outputs: dict[str, BaseModelOutputWithDeepstackFeatures]
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    encoder_outputs: dict[str, BaseModelOutputWithDeepstackFeatures],
+    share: bool = True,
 ) -> Tensor:
     """The state at each row's last attended position, (B, D): what both models read.
 
     Attention is causal, so what all rows begin with has the same states in all rows. It is computed once, and its
-    keys and values are shared by the batch, with gradient; the numbers are those of `forward_hidden`.
+    keys and values are shared by the batch, with gradient; the numbers are those of `forward_hidden`. Not so with
+    share=False, where the model is called once.
     """
     inputs = right_padded(inputs)
     checkpointing = model.training and inner(model).is_activation_checkpointing  # it recomputes, so it keeps no keys
-    length = 0 if checkpointing else shared_prefix(inputs)
+    length = 0 if checkpointing or not share else shared_prefix(inputs)
     if not length:
         return last_attended(forward_hidden(model, inputs, encoder_outputs), inputs["attention_mask"])
     core: Qwen3VLModel = inner(model).model
@@ -480,6 +484,7 @@ class PromptModel(nn.Module):
         self.model, self.processor = backbone.model, backbone.processor
         self.backbone = backbone
         self.autocast, self.max_length = autocast, max_length or self.default_max_length
+        self.one_call = False
         self.budget, self.store = budget or MediaBudget(fps=self.card.get("fps", MediaBudget.fps)), store
         self.eval()
 
@@ -492,15 +497,18 @@ class PromptModel(nn.Module):
         """Inputs of `collate` to the state at each prompt's last attended position, float32 (B, D), with gradient.
 
         Rows of similar length go through the model together (`even_parts`), which does not change a row's state.
+        With `one_call` all rows do, as layers that are split among processes need it (sharding.py).
         """
         device = next(self.model.parameters()).device
         lengths = inputs["attention_mask"].sum(1).tolist()
         call = CPU_CALL if device.type == "cpu" else GPU_CALL
-        parts = even_parts(lengths, shared_prefix(right_padded(inputs)), call)
+        parts = [list(range(len(lengths)))]
+        if not self.one_call:
+            parts = even_parts(lengths, shared_prefix(right_padded(inputs)), call)
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             features = visual_features(self.model, inputs["visuals"], self.store)
             states = [
-                forward_last(self.model, part, encoder_outputs_of(part["visuals"], features))
+                forward_last(self.model, part, encoder_outputs_of(part["visuals"], features), not self.one_call)
                 for part in take_rows(inputs, parts)
             ]
         rows = torch.tensor([row for part in parts for row in part], device=device)

@@ -17,7 +17,7 @@ from . import evaluate, report
 from .choices import STAGES
 from .config import Preset
 from .emoji_world import tasks
-from .machine import peak_memory_mb
+from .memory import peak_memory_mb
 from .records import Quadruple
 from .reranker import Reranker
 from .stages import Run, run_stage, thinned

@@ -226,12 +226,13 @@ def plan(
 ) -> list[StagePlan]:
     """Memory on one GPU and hours on all, for every stage of a preset that is trained.
 
-    Every process holds the whole model, and embeds its share of a batch. With the gradient cache (chunk_tokens) at
-    most so many tokens are kept, and their forward is done twice; with activation checkpointing once more.
+    Every process holds the whole model, or its part of the layers (preset.shard), and embeds its share of a batch. With
+    the gradient cache (chunk_tokens, or preset.shard) at most so many tokens are kept, and their forward is done twice;
+    with activation checkpointing once more.
     """
-    needs = Needs.of(preset)
+    needs, shard = Needs.of(preset), preset.shard and n_gpus > 1
     return [
-        needs.stage(name, config, stage_tokens(preset, name), gpu, n_gpus, utilisation, checkpointing)
+        needs.stage(name, config, stage_tokens(preset, name), gpu, n_gpus, utilisation, checkpointing, shard)
         for name, config in preset.stages.items()
     ]
 
@@ -259,18 +260,24 @@ def plan_finetune(
 
 @dataclass(frozen=True)
 class Needs:
-    """A preset's model as numbers: what a token costs, how many parameters of each part, bytes of a frozen one."""
+    """A preset's model as numbers: what a token costs, how many parameters of each part, bytes of a frozen one.
+
+    layers: frozen parameters of each of the language model's layers, which are what sharding.py splits.
+    """
 
     costs: Costs
     counts: dict[str, int]
     itemsize: int
+    layers: Sequence[int] = ()
 
     @classmethod
     def of(cls, preset: Preset) -> "Needs":
         preset.require_adapters("a plan")
         model = meta_model(model_config(preset.backbone), preset.lora_rank)
         dtype = getattr(torch, preset.dtype or "float16")
-        return cls(measure_costs(model, dtype), count_parameters(model), dtype.itemsize)
+        layers = model.get_base_model().model.language_model.layers
+        frozen = [sum(p.numel() for p in layer.parameters() if not p.requires_grad) for layer in layers]
+        return cls(measure_costs(model, dtype), count_parameters(model), dtype.itemsize, frozen)
 
     def stage(
         self,
@@ -281,14 +288,19 @@ class Needs:
         n_gpus: int,
         utilisation: float,
         checkpointing: bool,
+        shard: bool = False,
     ) -> StagePlan:
         """A stage's memory on one GPU and hours on all; see `plan`."""
         share = tokens.step / n_gpus
-        chunked = 0 < config.chunk_tokens < share
-        kept = max(config.chunk_tokens, tokens.longest) if chunked else share
+        in_parts = 0 < config.chunk_tokens < share
+        chunked = in_parts or shard
+        kept = max(config.chunk_tokens, tokens.longest) if in_parts else share
+        weights = self.counts["vision"] + self.counts["language"]
+        if shard:  # a part of every layer, and two whole ones: that which computes and that which comes next
+            weights += sum(self.layers) / n_gpus + 2 * max(self.layers) - sum(self.layers)
         each = self.costs.checkpointed if checkpointing else self.costs.bytes_per_token
         memory = {
-            "weights": (self.counts["vision"] + self.counts["language"]) * self.itemsize / GB,
+            "weights": weights * self.itemsize / GB,
             "adapter and optimiser": self.counts["lora"] * ADAM / GB,
         }
         at_once = max(0, int((gpu.memory_gb / MARGIN - sum(memory.values())) * GB / each))

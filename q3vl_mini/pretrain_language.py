@@ -21,8 +21,9 @@ from .emoji_world import sprites
 from .emoji_world.bank import SpriteBank
 from .emoji_world.dialogues import Turn, dialogues, judged, short_turns
 from .forward import forward_hidden, measure, pad, visual_outputs
-from .machine import cpu_autocast, give_back_freed
+from .machine import cpu_autocast
 from .media import MediaBudget, as_list
+from .memory import give_back_freed
 from .muon import Muon
 from .templates import chat_prompt, embedder_prompt, prompt_ids, reranker_prompt
 

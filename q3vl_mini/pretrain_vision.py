@@ -50,6 +50,7 @@ class VisionConfig:
     smoothing: float = 0.1
     heads: int = 0
     hold_out: str | None = None
+    edge: int = 64  # pixels of a picture's edge; drawn at 64, and scaled down where this is less
     seed: int = 0
 
 
@@ -82,12 +83,17 @@ def make_batch(bank: SpriteBank, c: VisionConfig, step: int, g: torch.Generator)
             return labels.reshape(b // 4, 2, 2, 2, 2).permute(0, 1, 3, 2, 4).reshape(b // 4, 16)
 
         concept, tints = tiled(concept), tiled(tints)
-    return x, concept, tints
+    return scaled(x, c.edge), concept, tints
+
+
+def scaled(x: Tensor, edge: int) -> Tensor:
+    """Pictures made of drawings of 64 pixels, as of drawings of `edge` pixels."""
+    return x if edge == 64 else F.interpolate(x, scale_factor=edge / 64, mode="area")
 
 
 def token_losses(visual: nn.Module, task: VisionTask, x: Tensor, concept: Tensor, tints: Tensor, smoothing: float):
     """Cross-entropy a visual token, on the tower's output and, lighter, on its deepstack features."""
-    pixels, grid = patchify(x)
+    pixels, grid = patchify(x, visual.config.patch_size, visual.config.spatial_merge_size)
     with cpu_autocast():
         out = visual(pixels, grid_thw=grid)
         logits, colours = task.concept(out.pooler_output), task.colour(out.pooler_output)
@@ -99,12 +105,13 @@ def token_losses(visual: nn.Module, task: VisionTask, x: Tensor, concept: Tensor
 
 
 @torch.no_grad()
-def accuracy(visual: nn.Module, task: VisionTask, bank: Tensor) -> dict[str, float]:
+def accuracy(visual: nn.Module, task: VisionTask, bank: Tensor, edge: int = 64) -> dict[str, float]:
     """Share of plain drawings on white, one a concept, whose concept is the first (among ten) guess."""
     hits = torch.zeros(2)
     for start in range(0, len(bank), 200):
         rgba = bank[start : start + 200].permute(0, 3, 1, 2).float() / 255
-        pixels, grid = patchify(rgba[:, :3] + (1 - rgba[:, 3:]))
+        x = scaled(rgba[:, :3] + (1 - rgba[:, 3:]), edge)
+        pixels, grid = patchify(x, visual.config.patch_size, visual.config.spatial_merge_size)
         with cpu_autocast():
             features = visual(pixels, grid_thw=grid).pooler_output.view(len(rgba), -1, task.concept.in_features)
             logits = task.concept(features).float().log_softmax(-1).mean(1)
@@ -167,7 +174,7 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
             if looks:
                 for name, drawn in check_banks.items():
-                    row |= {name + key: share for key, share in accuracy(visual, task, drawn).items()}
+                    row |= {name + key: share for key, share in accuracy(visual, task, drawn, c.edge).items()}
             with open(folder / "vision.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             print(f"vision {row}", flush=True)

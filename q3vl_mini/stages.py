@@ -34,13 +34,15 @@ from .emoji_world import tasks
 from .forward import VisualStore
 from .lora import fold_lora
 from .losses import info_nce
-from .machine import fast_cpu_dtype, peak_memory_mb
+from .machine import fast_cpu_dtype
 from .media import MediaBudget
+from .memory import peak_memory_mb
 from .public_data.gather import prepare
 from .public_data.sets import SETS
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
+from .sharding import check_launch
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 from .usable import load_usable
 
@@ -53,13 +55,15 @@ class Run:
     """A preset at work in a folder: what all stages share, and where each one's things lie.
 
     The vision tower is frozen, so one VisualStore serves every stage and both models. The processes of one run share
-    the folder, so it must be one that all of them see; a second run in it is refused (`at_work`).
+    the folder, so it must be one that all of them see; a second run in it is refused (`at_work`), and so is a launch
+    that wraps models (`check_launch`).
 
     tracker: what draws the curves besides log.jsonl: "tensorboard" or another that accelerate knows, "none", or "auto"
     for TensorBoard where it is installed.
     """
 
     def __init__(self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto"):
+        check_launch()
         self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
         self.store = VisualStore(data.store_mb * 2**20)
@@ -417,6 +421,7 @@ def _train(
         folder,
         quantizers=quantizers,
         accelerator=run.accelerator,
+        shard=run.preset.shard,
         progress=run.progress,
     )
     mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}

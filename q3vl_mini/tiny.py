@@ -99,7 +99,11 @@ def make_processor(tokenizer: Qwen2TokenizerFast, max_pixels: int = 1800 * 32 * 
 
 
 def make_config(tokenizer: Qwen2TokenizerFast, **changes) -> Qwen3VLConfig:
-    """Q3VL-tiny's config. `changes` override single values: vision_depth, vision_width, text_layers, width."""
+    """Q3VL-tiny's config. `changes` override single values, with these names.
+
+    vision_depth, vision_width (the tower's layers and width), patch (pixels of a patch's edge), merge (patches of the
+    edge of a visual token), text_layers, width (the language model's).
+    """
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS}
     width, vision_width = changes.get("width", 256), changes.get("vision_width", 192)
     return Qwen3VLConfig(
@@ -123,7 +127,8 @@ def make_config(tokenizer: Qwen2TokenizerFast, **changes) -> Qwen3VLConfig:
             hidden_size=vision_width,
             intermediate_size=4 * vision_width,
             num_heads=vision_width // 32,
-            patch_size=16,
+            patch_size=changes.get("patch", 16),
+            spatial_merge_size=changes.get("merge", 2),
             out_hidden_size=width,
             num_position_embeddings=64,
             deepstack_visual_indexes=[changes.get("vision_depth", 6) // 2],

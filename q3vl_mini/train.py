@@ -31,8 +31,9 @@ from .config import StageConfig
 from .data import Batch, save_batch
 from .forward import split_rows
 from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
-from .machine import give_back_freed
+from .memory import give_back_freed
 from .prefix_info_nce import prefix_info_nce
+from .sharding import shard_frozen
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]
@@ -171,7 +172,7 @@ def encode_documents(encode: Encode, batch: Batch, width: int | None = None) -> 
 # --- memory and processes -----------------------------------------------------------------------------------
 
 
-def gradient_cache(model: nn.Module, max_tokens: int) -> tuple[Encode, Callable[[], None]]:
+def gradient_cache(model: nn.Module, max_tokens: int, in_step: bool = False) -> tuple[Encode, Callable[[], None]]:
     """GradCache: an `encode` for batches that do not fit, and `replay`, to be called after the loss's backward.
 
     The first pass embeds parts of the rows, each of at most `max_tokens`, without a graph. The loss's backward leaves
@@ -179,25 +180,33 @@ def gradient_cache(model: nn.Module, max_tokens: int) -> tuple[Encode, Callable[
     weights. The gradients are those of the whole batch, up to rounding; the price is a second forward. Rows that fit
     at once are embedded once. The model must be deterministic (no dropout). Source: Gao et al. 2021 (arXiv
     2101.06983).
+
+    in_step: every process embeds as often as that with the most parts, as split weights need it (sharding.py): it
+    repeats its last part, to no effect.
     """
-    pending: list[tuple[Tensor, list[dict[str, Any]]]] = []
+    pending: list[tuple[Tensor, list[dict[str, Any]], int]] = []
 
     def cached(rows: Sequence[Any], instruction: str | None) -> Tensor:
         inputs = model.collate(rows, instruction)
         parts = split_rows(inputs, max_tokens)
-        if len(parts) == 1:
+        if len(parts) == 1 and not in_step:
             return model(inputs)
+        own = len(parts)
+        if in_step:
+            parts += [parts[-1]] * (_most(own, next(model.parameters()).device) - own)
         with torch.no_grad():
-            vectors = torch.cat([model(part) for part in parts])
-        pending.append((vectors.requires_grad_(), parts))
+            vectors = torch.cat([model(part) for part in parts][:own])
+        pending.append((vectors.requires_grad_(), parts, own))
         return vectors
 
     def replay() -> None:
-        for vectors, parts in pending:
-            if vectors.grad is None:
+        for vectors, parts, own in pending:
+            if vectors.grad is None and not in_step:
                 continue
-            sizes = [len(part["input_ids"]) for part in parts]
-            for part, gradient in zip(parts, vectors.grad.split(sizes), strict=True):
+            gradient = torch.zeros_like(vectors) if vectors.grad is None else vectors.grad
+            gradients = list(gradient.split([len(part["input_ids"]) for part in parts[:own]]))
+            gradients += [torch.zeros_like(gradients[-1])] * (len(parts) - own)
+            for part, gradient in zip(parts, gradients, strict=True):
                 model(part).backward(gradient)
         pending.clear()
 
@@ -207,6 +216,13 @@ def gradient_cache(model: nn.Module, max_tokens: int) -> tuple[Encode, Callable[
 def _process() -> tuple[int, int]:
     """(rank, number of processes)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def _most(n: int, device: torch.device) -> int:
+    """The largest n of all processes."""
+    counts = torch.tensor([n], device=device)
+    dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+    return int(counts)
 
 
 class _Gather(torch.autograd.Function):
@@ -272,6 +288,7 @@ def fit(
     *,
     quantizers: Quantizers | None = None,
     accelerator: Accelerator | None = None,
+    shard: bool = False,
     stop_after: int | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -285,6 +302,7 @@ def fit(
         batches: `batches(k)` gives batch k, k + 1, ... of the training; the same k gives the same batch.
         config: steps, rates, clipping, accumulation, chunk_tokens.
         quantizers: learned steps, with a rate of their own and no weight decay (see LearnedStepQuantizer).
+        shard: split the frozen weights among the processes while they train (sharding.py). Alone, one keeps them.
         stop_after: end after that many steps of the schedule, as an interruption would, with a checkpoint.
 
     Raises:
@@ -320,6 +338,9 @@ def fit(
         for p in parameters:
             dist.broadcast(p.data, src=0)
     optimizer = accelerator.prepare(optimizer)
+    shard = shard and _process()[1] > 1
+    make_whole = shard_frozen(model) if shard else lambda: None
+    model.one_call = shard
 
     def encode(rows: Sequence[Any], instruction: str | None) -> Tensor:
         return model(model.collate(rows, instruction))
@@ -332,7 +353,9 @@ def fit(
             save_checkpoint(folder / "state", state, [optimizer.optimizer], meta, keep_previous=True)
         accelerator.wait_for_everyone()
 
-    in_parts, replay = gradient_cache(model, config.chunk_tokens) if config.chunk_tokens else (encode, lambda: None)
+    in_parts, replay = encode, lambda: None
+    if config.chunk_tokens or shard:
+        in_parts, replay = gradient_cache(model, config.chunk_tokens or sys.maxsize, in_step=shard)
     model.train()
     if quantizers is not None:
         quantizers.train()
@@ -362,7 +385,7 @@ def fit(
                     )
                 if loss.requires_grad:  # a batch without anything to contrast has none
                     accelerator.backward(loss / config.accumulate)
-                    replay()
+                replay()
                 losses.append(value)
             names = [batch.name for batch in drawn]
             average_gradients(parameters)
@@ -393,6 +416,8 @@ def fit(
                 give_back_freed()
             if done % config.checkpoint_every == 0 or done == end:
                 checkpoint(done)
+    make_whole()
+    model.one_call = False
     model.eval()
     if quantizers is not None:
         quantizers.eval()

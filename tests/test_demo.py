@@ -135,7 +135,7 @@ def test_a_checkpoint_of_the_other_role_is_refused():
 
 def test_what_answers_left_in_pieces_goes_back_to_the_system_now_and_then(models, monkeypatch):
     returned = []
-    monkeypatch.setattr("q3vl_mini.machine.give_back_freed", lambda: returned.append(1))
+    monkeypatch.setattr("q3vl_mini.demo.models.give_back_freed", lambda: returned.append(1))
     for _ in range(2 * TIDIED):
         with models.embedder("raw"):
             pass

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration
 
 from q3vl_mini import forward
-from q3vl_mini.backbone import add_lora, load
+from q3vl_mini.backbone import add_lora, inner, load
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.forward import VisualStore, forward_hidden, last_attended, pad, visual_outputs
 from q3vl_mini.media import MediaBudget, Visual
@@ -280,7 +280,7 @@ def test_rows_of_unlike_length_are_not_padded_to_the_longest(lora_embedder, side
     sizes, forward_last = [], forward.forward_last
     monkeypatch.setattr(lora_embedder, "padding_side", side, raising=False)
     monkeypatch.setattr(
-        forward, "forward_last", lambda m, x, v: sizes.append(x["input_ids"].shape) or forward_last(m, x, v)
+        forward, "forward_last", lambda m, x, *rest: sizes.append(x["input_ids"].shape) or forward_last(m, x, *rest)
     )
     inputs = lora_embedder.collate(items)
     vectors = lora_embedder(inputs)
@@ -289,6 +289,18 @@ def test_rows_of_unlike_length_are_not_padded_to_the_longest(lora_embedder, side
     one_by_one = torch.cat([lora_embedder(lora_embedder.collate([item])) for item in items])
     torch.testing.assert_close(vectors, one_by_one, rtol=1e-4, atol=1e-5)
     assert vectors.requires_grad
+
+
+def test_one_call_takes_all_rows_through_the_model_at_once_with_the_same_states(lora_embedder, monkeypatch):
+    inputs = lora_embedder.collate(["a cat", "a red cat on the left of a green apple " * 20, "two"])
+    apart, calls = lora_embedder(inputs), []
+    layer = inner(lora_embedder.model).model.language_model.layers[0]
+    monkeypatch.setattr(lora_embedder, "one_call", True)
+    hook = layer.register_forward_hook(lambda *_: calls.append(1))
+    together = lora_embedder(inputs)
+    hook.remove()
+    assert len(calls) == 1
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
 # --- the shared prefix --------------------------------------------------------------------------------------

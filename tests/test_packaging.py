@@ -108,6 +108,15 @@ def test_the_extra_all_has_every_other_extra():
     assert everything.extras == extras.keys() - {"all"}
 
 
+def test_what_the_colab_cell_installs_opens_the_demo():
+    """Notebook 16 starts the demo, and a Colab has of the extras only what the set-up cell asks for."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    (demo,) = (r for r in map(Requirement, extras["notebooks"]) if r.name == PROJECT["project"]["name"])
+    assert demo.extras == {"demo"}
+    setup = (ROOT / "notebooks" / "16_demo.ipynb").read_text(encoding="utf-8")
+    assert f"{PROJECT['project']['name']}[notebooks] @ git+https://" in setup
+
+
 def test_conda_installs_the_same_pins():
     (pip_section,) = (d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
     assert pip_section == ["-r requirements.txt", "-e ."]

@@ -56,6 +56,17 @@ def test_bytes_on_the_meta_device_are_those_of_real_tensors(tiny):
     assert numbers.bytes_per_token == pytest.approx(shapes.bytes_per_token, rel=0.1)
 
 
+def test_split_layers_leave_a_part_and_two_layers_a_gpu():
+    preset = replace(load_preset("full"), backbone="Qwen/Qwen3-VL-8B-Instruct")
+    whole, split = (plan(replace(preset, shard=shard), GPUS["H100"], 8)[0] for shard in (False, True))
+    config = model_config("Qwen/Qwen3-VL-8B-Instruct").text_config
+    attention = 2 * config.hidden_size * config.head_dim * (config.num_attention_heads + config.num_key_value_heads)
+    layer = attention + 3 * config.hidden_size * config.intermediate_size  # its norms are a thousandth of a part of it
+    saved = layer * (config.num_hidden_layers * 7 / 8 - 2) * 2 / 1e9
+    assert whole.memory_gb["weights"] - split.memory_gb["weights"] == pytest.approx(saved, rel=1e-3)
+    assert plan(replace(preset, shard=True), GPUS["H100"], 1)[0] == plan(preset, GPUS["H100"], 1)[0]
+
+
 def test_checkpointing_keeps_less_and_a_longer_sequence_costs_more(tiny):
     costs = measure_costs(tiny)
     assert costs.checkpointed < costs.bytes_per_token / 3

@@ -510,11 +510,11 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine():
 JOINT = replace(STAGE, terms=(*ALL_TERMS, "others_negatives"), steps=3, loss_per_task=True)
 
 
-def fit_on_two_tasks(checkpoint, folder, accelerator=None, stage=JOINT):
+def fit_on_two_tasks(checkpoint, folder, accelerator=None, stage=JOINT, **more):
     model, quantizers = embedder(checkpoint), Quantizers([64])
     loss = partial(plain_loss(stage), quantizers=quantizers, quantizer_weights={"int8": 1.0})
     batches = stream([text_task(), text_task("sts", scores=True)], stage)
-    options = {"quantizers": quantizers, "accelerator": accelerator, "progress": False}
+    options = {"quantizers": quantizers, "accelerator": accelerator, "progress": False, **more}
     log = train.fit(model, loss, batches, stage, folder, **options)
     return log, trainable(model)
 

@@ -10,6 +10,7 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from ..choices import PRECISIONS
+from ..memory import few_arenas
 from . import markup
 from .collections import Collections
 from .engine import RERANKED, Engine
@@ -118,6 +119,7 @@ def launch(
 
     Taught in notebooks/16.
     """
+    few_arenas()
     home = Path(home or os.environ.get("Q3VL_MINI_HOME") or Path.home() / ".q3vl_mini")
     engine, shipped = Engine(Models(models, reranker)), gallery(home / "gallery")
     host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")

@@ -6,6 +6,8 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from ..memory import give_back_freed
+
 if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..embedder import Embedder
@@ -103,8 +105,6 @@ class Models:
                 yield model
             self._uses += 1
             if self._uses % TIDIED == 0:
-                from ..machine import give_back_freed
-
                 give_back_freed()
 
     def _load(self, path: str, kind: type) -> tuple["PromptModel", Path, str | None]:

@@ -1,0 +1,60 @@
+"""Frozen weights split among the processes of a training: each keeps a part of every layer, and gathers a layer's whole
+weights only while it computes with them.
+
+What training an adapter needs most memory for is the backbone that it never changes. Adapters, their gradients and
+their moments are small and stay whole in every process, so losses, averaging, clipping and checkpoints are those of
+`train.fit` with or without it. The splitting is FSDP2's (torch.distributed.fsdp.fully_shard).
+
+A gather is a message that all processes wait for, so all must call the layers equally often, in the same order:
+`PromptModel.one_call` makes a forward one call, and `train.gradient_cache(..., in_step=True)` evens out their number.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from .backbone import inner
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises ValueError if accelerate was launched to wrap models in FSDP or DeepSpeed, which own the backward pass."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate was launched with {name}, which would wrap the model and own its backward pass; launch "
+                "with a file of configs/accelerate, and split the weights by --set shard=true (docs/full-scale.md)"
+            )
+
+
+def shard_frozen(model: nn.Module) -> Callable[[], None]:
+    """Split the frozen weights of the language model's layers among all processes; what is returned makes them whole.
+
+    The vision tower and the token embeddings stay whole: they are used outside of the layers.
+
+    Args:
+        model: an Embedder or Reranker with an adapter, alike in all processes of the default group.
+
+    Raises:
+        ValueError: no weight is frozen.
+    """
+    text = inner(model.model).model.language_model
+    if all(p.requires_grad for p in text.layers.parameters()):
+        raise ValueError("shard splits frozen weights, and all are trained here; train an adapter, or set shard=false")
+    mesh = init_device_mesh(next(text.parameters()).device.type, (dist.get_world_size(),))
+    whole = {p for p in text.parameters() if p.requires_grad} | set(text.embed_tokens.parameters())
+    for layer in text.layers:
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    fully_shard(text, mesh=mesh, ignored_params=whole)  # the final norm; and it lets a layer's gather begin early
+
+    def make_whole() -> None:
+        for module in text.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(False, recurse=False)
+                module.set_reshard_after_backward(False, recurse=False)
+                module.unshard()
+
+    return make_whole
