@@ -10,7 +10,7 @@ A gather is a message that all processes wait for, so all must call the layers e
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 
 import torch.distributed as dist
 from torch import nn
@@ -20,14 +20,24 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from .backbone import inner
 
 
-def check_launch(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises ValueError if accelerate was launched to wrap models in FSDP or DeepSpeed, which own the backward pass."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ValueError(
-                f"accelerate was launched with {name}, which would wrap the model and own its backward pass; launch "
-                "with a file of configs/accelerate, and split the weights by --set shard=true (docs/full-scale.md)"
-            )
+def asked_by_launch(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Was accelerate launched with FSDP? Then the weights are to be split, and accelerate is told to leave that to us.
+
+    Accelerate would wrap the model for one forward a backward, of which a gradient cache has several. To be called
+    before an Accelerator is made.
+
+    Raises:
+        ValueError: it was launched with DeepSpeed, whose engine owns the backward pass.
+    """
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "accelerate was launched with DeepSpeed, whose engine owns the backward pass, and a gradient cache has "
+            "several; launch with configs/accelerate/fsdp.yaml, which splits the same weights as ZeRO stage 3"
+        )
+    asked = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked:
+        environment["ACCELERATE_USE_FSDP"] = "false"
+    return asked
 
 
 def shard_frozen(model: nn.Module) -> Callable[[], None]:

@@ -42,7 +42,7 @@ from .public_data.sets import SETS
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
-from .sharding import check_launch
+from .sharding import asked_by_launch
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 from .usable import load_usable
 
@@ -55,15 +55,14 @@ class Run:
     """A preset at work in a folder: what all stages share, and where each one's things lie.
 
     The vision tower is frozen, so one VisualStore serves every stage and both models. The processes of one run share
-    the folder, so it must be one that all of them see; a second run in it is refused (`at_work`), and so is a launch
-    that wraps models (`check_launch`).
+    the folder, so it must be one that all of them see; a second run in it is refused (`at_work`).
 
     tracker: what draws the curves besides log.jsonl: "tensorboard" or another that accelerate knows, "none", or "auto"
     for TensorBoard where it is installed.
     """
 
     def __init__(self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto"):
-        check_launch()
+        self.shard = asked_by_launch() or preset.shard
         self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
         self.store = VisualStore(data.store_mb * 2**20)
@@ -421,7 +420,7 @@ def _train(
         folder,
         quantizers=quantizers,
         accelerator=run.accelerator,
-        shard=run.preset.shard,
+        shard=run.shard,
         progress=run.progress,
     )
     mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}

@@ -1,18 +1,22 @@
 """Frozen weights split among two processes: the same training, less memory, and whole again afterwards."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from test_train import JOINT, embedder, fit_on_two_tasks
 from two_processes import run_in_two_processes
 
 from q3vl_mini import train
 from q3vl_mini.backbone import inner
 from q3vl_mini.config import load_preset
-from q3vl_mini.sharding import shard_frozen
+from q3vl_mini.sharding import asked_by_launch, shard_frozen
 from q3vl_mini.stages import Run
 
 
@@ -89,11 +93,26 @@ def test_after_training_a_process_embeds_without_the_others(seen):
     assert seen[0]["difference"] < 1e-6
 
 
-def test_a_launch_that_wraps_models_is_refused_with_the_remedy(tmp_path, monkeypatch):
+def test_a_launch_with_fsdp_splits_the_weights_here_and_not_in_accelerate(tmp_path, monkeypatch):
+    assert not Run(load_preset("tiny"), tmp_path / "plain", tracker="none").shard
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="FSDP.*shard=true"):
+    run = Run(load_preset("tiny"), tmp_path / "fsdp", tracker="none")
+    assert run.shard and os.environ["ACCELERATE_USE_FSDP"] == "false"  # what accelerate reads
+
+
+def test_a_launch_with_deepspeed_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed.*fsdp.yaml"):
         Run(load_preset("tiny"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_file_for_fsdp_asks_for_it():
+    """As `accelerate launch` reads it, whose environment the processes get."""
+    file = Path(__file__).resolve().parents[1] / "configs" / "accelerate" / "fsdp.yaml"
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert asked_by_launch(prepare_multi_gpu_env(arguments))
 
 
 def test_there_has_to_be_a_frozen_weight(small_checkpoint):

@@ -149,7 +149,9 @@ def worker(rank, checkpoint, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_run_all_stages_with_split_weights_and_mine_what_one_mines(small_checkpoint, fake_world, tmp_path):
+def test_two_processes_run_all_stages_with_split_weights_and_mine_what_one_mines(
+    small_checkpoint, fake_world, tmp_path
+):
     run_in_two_processes(worker, str(small_checkpoint), str(tmp_path / "two"))
     alone = stages.Run(small_preset(small_checkpoint), tmp_path / "one", progress=False, tracker="none")
     for stage in ("bootstrap", "s0"):
