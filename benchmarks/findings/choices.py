@@ -2,10 +2,10 @@
 
     python benchmarks/findings/choices.py runs/seed-0 runs/seed-1 runs/seed-2 --choices stage-2-terms
 
-Each choice is two short trainings of one stage, with the preset's settings and with others instead, on the same data,
-from the same seed, of the same number of steps and of documents a query; both are measured on MMEB-mini's test split,
-by which nothing is chosen: the preset stays what it is. Trainings are kept in
-the run's folder under choices/, so that a call goes on where the last one stopped. Writes results/findings/F6.json with
+Each choice is two short trainings of one stage, or of one stage after another, with the preset's settings and with
+others instead, on the same data, from the same seed, of the same number of steps and of documents a query; both are
+measured on MMEB-mini's test split, by which nothing is chosen: the preset stays what it is. Trainings are kept in the
+run's folder under choices/, so that a call goes on where the last one stopped. Writes results/findings/F6.json with
 every choice measured so far.
 """
 
@@ -29,12 +29,15 @@ from q3vl_mini.stages import Run, run_stage
 class Choice:
     """The claim `text`, that the preset's settings score higher than those `instead` (as `--set` takes them).
 
-    dim, binary: the vectors that are scored, cut and reduced to signs; by default whole.
+    stage: what is trained, from what the seed's run has before it. "s0, s1" is s0, and s1 from there, each for its
+    share of the steps. instead_of: the other side's, if it is not the same. dim, binary: the vectors that are scored,
+    cut and reduced to signs; by default whole.
     """
 
     stage: str
     text: str
     instead: tuple[str, ...]
+    instead_of: str = ""
     dim: int | None = None
     binary: bool = False
 
@@ -52,6 +55,7 @@ CHOICES = {
     "colder": Choice("s1", "temperature 0.03, not 0.01", ("stages.s1.temperature=0.01",)),
     "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
+    "two-stages": Choice("s0, s1", "stage 1 and then stage 2, not stage 1 for as long", (), instead_of="s0"),
     "rank": Choice("s0", "LoRA has rank 32, not 4", ("lora_rank=4", "lora_alpha=4")),
     "mrl": Choice("s0", "MRL, scored at 32 dimensions", ("dims=[0]", "dim_weights=[1.0]"), dim=32),
     "mrl-whole": Choice("s0", "MRL, scored at all dimensions", ("dims=[0]", "dim_weights=[1.0]")),
@@ -60,28 +64,32 @@ CHOICES = {
 }
 
 
-def trained(run: SeedRun, choice: Choice, changes: tuple[str, ...], options: Namespace) -> Columns:
-    """The scores of one training of `choice.stage`, from what the seed's run has before it.
+def trained(run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], options: Namespace) -> Columns:
+    """The scores of one training of `stage` (see Choice).
 
     Most choices share the training with the preset's settings: it is one folder, and done once.
     """
-    stage = choice.stage
-    name = "-".join([stage, *changes]).translate(str.maketrans("/ ", "__", '"'))
+    stages = stage.split(", ")
+    name = "-".join([*stages, *changes]).translate(str.maketrans("/ ", "__", '"'))
     folder = run.folder / "choices" / name
-    short = (f"stages.{stage}.steps={options.steps}", f"stages.{stage}.batch_size={options.batch_size}")
-    preset = override(run.preset, [*short, "data.validation_rows=0", *changes])
-    start = preset.stages[stage].start
+    preset = override(run.preset, ["data.validation_rows=0", *changes])
+    for part in stages:
+        short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
+        preset = override(preset, short)
+    start = preset.stages[stages[0]].start
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
-    mined = run.folder / stage / "mined.json"  # both sides train on what the run mined: no choice changes that
-    if mined.is_file() and not (folder / stage).is_dir():
-        (folder / stage).mkdir(parents=True)
-        shutil.copyfile(mined, folder / stage / mined.name)
+    for part in stages:  # both sides train on what the run mined: no choice changes that
+        mined = run.folder / part / "mined.json"
+        if mined.is_file() and not (folder / part).is_dir():
+            (folder / part).mkdir(parents=True)
+            shutil.copyfile(mined, folder / part / mined.name)
     trial = Run(preset, folder, progress=options.progress, tracker="none")
-    run_stage(trial, stage)
+    for part in stages:
+        run_stage(trial, part)
     quadruples = tasks.benchmark("test", options.rows, preset.data.test_seed)
     kept = folder / f"test-{options.rows}"
-    rows = evaluate.encoded(trial.model(stage), quadruples, batch_size=preset.data.batch_size, folder=kept)
+    rows = evaluate.encoded(trial.model(stages[-1]), quadruples, batch_size=preset.data.batch_size, folder=kept)
     return evaluate.by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
 
 
@@ -105,12 +113,13 @@ def main() -> None:
     known: dict[str, Mapping] = json.loads(file.read_text())["choices"] if file.is_file() else {}
     for name in options.choices:
         choice = CHOICES[name]
-        ours = [trained(run, choice, (), options) for run in runs]
-        theirs = [trained(run, choice, choice.instead, options) for run in runs]
+        ours = [trained(run, choice, choice.stage, (), options) for run in runs]
+        theirs = [trained(run, choice, choice.instead_of or choice.stage, choice.instead, options) for run in runs]
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
             "stage": choice.stage,
+            "instead_of": choice.instead_of,
             "instead": choice.instead,
             "scores": [[x.score for x in side] for side in overall],
             "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},

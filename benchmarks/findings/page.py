@@ -229,9 +229,10 @@ def choices(found: Found) -> list[str]:
     lines += ["the claim is that the preset's setting, which is named, scores higher.", ""]
     lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
     lines += claims(entries)
-    rows = [
-        [e["claim"], ", ".join(f"`{s}`" for s in e["instead"]), str(e["steps"]), str(len(e["seeds"]))] for e in entries
-    ]
+    rows = []
+    for e in entries:
+        others = [f"`{s}`" for s in (e["instead_of"], *e["instead"]) if s]
+        rows.append([e["claim"], ", ".join(others), str(e["steps"]), str(len(e["seeds"]))])
     return lines + table(["claim", "the other side", "steps", "seeds"], rows)
 
 
