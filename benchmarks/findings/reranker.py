@@ -30,6 +30,7 @@ class KeptMargins:
 
     def __init__(self, reranker: Reranker, quadruple: Quadruple, file, batch_size: int):
         self.reranker, self.file, self.batch_size, self.seconds = reranker, file, batch_size, 0.0
+        self.computed = 0
         self.place = {id(x): i for rows in (quadruple.queries, quadruple.corpus) for i, x in enumerate(rows)}
         self.known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
 
@@ -39,6 +40,7 @@ class KeptMargins:
         began = time.monotonic()
         margins = self.reranker.logits([pairs[i] for i in new], instruction, self.batch_size)
         self.seconds += time.monotonic() - began
+        self.computed += len(new)
         self.known |= dict(zip([keys[i] for i in new], margins.tolist(), strict=True))
         write_json(self.file, self.known)
         return np.array([self.known[key] for key in keys])
@@ -83,8 +85,8 @@ def main() -> None:
                 rows[name].append(rerank_quadruple(kept[x.name], x, queries, corpus, top_k=options.top_k))
             before[name].append(by_column(embedded))
             after[name].append(by_column(rows[name]))
-        seconds = sum(margins.seconds for margins in kept.values())  # of this call; 0 where all was kept
-        cost.append({"pairs": sum(len(margins.known) for margins in kept.values()), "seconds": round(seconds, 1)})
+        seconds, computed = (sum(getattr(m, x) for m in kept.values()) for x in ("seconds", "computed"))
+        cost.append({"pairs": computed, "seconds": round(seconds, 1)})  # of this call, without what was kept
     claims = [
         claim(f"the reranker is above {name} in {c}", [s[c] for s in after[name]], [s[c] for s in before[name]])
         for name in EMBEDDERS
