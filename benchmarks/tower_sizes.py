@@ -4,7 +4,8 @@
 
 To choose Q3VL-tiny's shape by drawings of the training style that was left out, never by a test style. A picture is
 four visual tokens in all of them, so the language model's share is the same. A variant's number of steps is the budget
-over the time of one of its steps, which is measured first, all variants in turns.
+over the time of one of its steps, which is measured first, all variants in turns. Writes results/tower_sizes.json and
+the table of docs/pretraining.md.
 """
 
 import argparse
@@ -17,9 +18,11 @@ import torch
 from q3vl_mini import tiny
 from q3vl_mini.emoji_world.dialogues import tokenizer_texts
 from q3vl_mini.pretrain_vision import VisionConfig, pretrain_vision
+from q3vl_mini.report import fill, rewrite
 from q3vl_mini.vision import speed_up
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "pretraining.md"
 HOLD_OUT = "twemoji"
 VARIANTS = {  # name: (changes of the shape, pixels of a picture's edge)
     "as shipped: 6 layers, 192 wide, patches of 16 pixels, 2 x 2 a token": ({}, 64),
@@ -54,6 +57,26 @@ def seconds_a_step(tokenizer, rounds: int = 3, steps: int = 5) -> dict[str, floa
     return {name: min(seconds) for name, seconds in times.items()}
 
 
+def table(content: dict) -> str:
+    """The results as a Markdown table with what they are of."""
+    lines = [
+        f"{content['seconds']:.0f} seconds a variant on one core; drawings of {content['held_out_style']}, which no "
+        "step shows.",
+        "",
+        "| tower | parameters | steps | time a step | first guess | among ten |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in content["variants"].items():
+        shape = f"{name} | {row['parameters'] / 1e6:.1f} M | {row['steps']} | {row['relative_step_time']:.2f}"
+        lines.append(f"| {shape} | {row['top1']:.2%} | {row['top10']:.2%} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str, content: dict) -> str:
+    """docs/pretraining.md with the table."""
+    return fill(text, {"tower_sizes": table(content)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=900, help="a variant (default 900)")
@@ -73,6 +96,7 @@ def main() -> None:
         print(json.dumps({name: rows[name]}), flush=True)
         content = {"seconds": options.seconds, "held_out_style": HOLD_OUT, "variants": rows}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
+        rewrite(PAGE, page(PAGE.read_text(encoding="utf-8"), content))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,15 @@ def update_performance(monkeypatch):
     return update_performance
 
 
+def test_the_table_of_tower_sizes_is_that_of_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import tower_sizes
+
+    shown = tower_sizes.PAGE.read_text(encoding="utf-8")
+    content = json.loads((ROOT / "results" / "tower_sizes.json").read_text(encoding="utf-8"))
+    assert tower_sizes.page(shown, content) == shown and set(content["variants"]) == set(tower_sizes.VARIANTS)
+
+
 def test_the_pages_show_the_results(update_performance):
     assert update_performance.write(check=True), "run scripts/update_performance.py"
 
