@@ -19,6 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from .backbone import inner
 
+ASKED = "Q3VL_MINI_SHARD"  # remembers the launch for whoever asks again in this process
+
 
 def asked_by_launch(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Was accelerate launched with FSDP? Then the weights are to be split, and accelerate is told to leave that to us.
@@ -34,10 +36,9 @@ def asked_by_launch(environment: MutableMapping[str, str] = os.environ) -> bool:
             "accelerate was launched with DeepSpeed, whose engine owns the backward pass, and a gradient cache has "
             "several; launch with configs/accelerate/fsdp.yaml, which splits the same weights as ZeRO stage 3"
         )
-    asked = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked:
-        environment["ACCELERATE_USE_FSDP"] = "false"
-    return asked
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        environment |= {"ACCELERATE_USE_FSDP": "false", ASKED: "true"}
+    return environment.get(ASKED) == "true"
 
 
 def shard_frozen(model: nn.Module) -> Callable[[], None]:

@@ -16,7 +16,7 @@ from two_processes import run_in_two_processes
 from q3vl_mini import train
 from q3vl_mini.backbone import inner
 from q3vl_mini.config import load_preset
-from q3vl_mini.sharding import asked_by_launch, shard_frozen
+from q3vl_mini.sharding import ASKED, asked_by_launch, shard_frozen
 from q3vl_mini.stages import Run
 
 
@@ -94,10 +94,12 @@ def test_after_training_a_process_embeds_without_the_others(seen):
 
 
 def test_a_launch_with_fsdp_splits_the_weights_here_and_not_in_accelerate(tmp_path, monkeypatch):
+    monkeypatch.setenv(ASKED, "false")
     assert not Run(load_preset("tiny"), tmp_path / "plain", tracker="none").shard
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     run = Run(load_preset("tiny"), tmp_path / "fsdp", tracker="none")
     assert run.shard and os.environ["ACCELERATE_USE_FSDP"] == "false"  # what accelerate reads
+    assert Run(load_preset("tiny"), tmp_path / "second", tracker="none").shard
 
 
 def test_a_launch_with_deepspeed_is_refused_with_the_remedy(tmp_path, monkeypatch):
