@@ -1,6 +1,6 @@
 """Vision towers of several sizes, patches and resolutions, each trained for the same time, without one training style.
 
-    python benchmarks/tower_sizes.py --seconds 900
+    python benchmarks/tower_sizes.py
 
 To choose Q3VL-tiny's shape by drawings of the training style that was left out, never by a test style. A picture is
 four visual tokens in all of them, so the language model's share is the same. A variant's number of steps is the budget
@@ -79,7 +79,7 @@ def page(text: str, content: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=900, help="a variant (default 900)")
+    parser.add_argument("--seconds", type=float, default=720, help="a variant (default 720)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "tower_sizes.json")
     options = parser.parse_args()
     tokenizer = tiny.train_tokenizer(tokenizer_texts())

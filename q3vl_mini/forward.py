@@ -153,13 +153,13 @@ def _grids(visuals: Sequence[Visual]) -> dict[str, Tensor]:
     return {name: torch.tensor(rows) for name, rows in grids.items() if rows}
 
 
-def split_rows(inputs: Mapping[str, Any], max_tokens: int) -> list[dict[str, Any]]:
+def split_rows(inputs: Mapping[str, Any], max_tokens: int, share: bool = True) -> list[dict[str, Any]]:
     """Inputs of `pad` as parts of about equal numbers of rows, each of at most `max_tokens` tokens but for one row.
 
-    Padding counts; what all rows begin with (`shared_prefix`) does not, since it is computed once.
+    Padding counts; what all rows begin with (`shared_prefix`) does not, since it is computed once, if it is shared.
     """
     rows, width = inputs["input_ids"].shape
-    size = max(1, max_tokens // (width - shared_prefix(right_padded(inputs))))
+    size = max(1, max_tokens // (width - (shared_prefix(right_padded(inputs)) if share else 0)))
     size = math.ceil(rows / math.ceil(rows / size))
     return take_rows(inputs, [range(start, min(start + size, rows)) for start in range(0, rows, size)])
 

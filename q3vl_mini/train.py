@@ -188,7 +188,7 @@ def gradient_cache(model: nn.Module, max_tokens: int, in_step: bool = False) -> 
 
     def cached(rows: Sequence[Any], instruction: str | None) -> Tensor:
         inputs = model.collate(rows, instruction)
-        parts = split_rows(inputs, max_tokens)
+        parts = split_rows(inputs, max_tokens, share=not in_step)  # in step, a forward is one call
         if len(parts) == 1 and not in_step:
             return model(inputs)
         own = len(parts)

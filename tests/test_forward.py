@@ -291,6 +291,16 @@ def test_rows_of_unlike_length_are_not_padded_to_the_longest(lora_embedder, side
     assert vectors.requires_grad
 
 
+def test_where_the_prefix_is_not_shared_a_part_counts_it(lora_embedder):
+    inputs = lora_embedder.collate([f"a cat and {n} dogs" for n in range(12)])
+    tokens = 2 * inputs["input_ids"].shape[1]
+
+    def largest(**options):
+        return max(part["input_ids"].numel() for part in forward.split_rows(inputs, tokens, **options))
+
+    assert largest(share=False) <= tokens < largest()
+
+
 def test_one_call_takes_all_rows_through_the_model_at_once_with_the_same_states(lora_embedder, monkeypatch):
     inputs = lora_embedder.collate(["a cat", "a red cat on the left of a green apple " * 20, "two"])
     apart, calls = lora_embedder(inputs), []

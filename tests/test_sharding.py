@@ -31,8 +31,8 @@ def train_and_look(rank, checkpoint, folder):
     accelerator, seen = Accelerator(cpu=True), {"held": []}
     split_rows = train.split_rows
 
-    def counted(inputs, max_tokens):
-        parts = split_rows(inputs, max_tokens)
+    def counted(inputs, max_tokens, share=True):
+        parts = split_rows(inputs, max_tokens, share)
         seen.setdefault("parts", []).append(len(parts))
         return parts
 
