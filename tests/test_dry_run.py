@@ -44,7 +44,7 @@ def test_every_stage_of_a_large_preset_goes_through(name, stand_in, small_evalua
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     parts = []  # of each batch that the gradient cache split
     split = train.split_rows
-    monkeypatch.setattr(train, "split_rows", lambda *a: parts.append(split(*a)) or parts[-1])
+    monkeypatch.setattr(train, "split_rows", lambda *a, **k: parts.append(split(*a, **k)) or parts[-1])
     folder = tmp_path / "dry"
     command = ["run", "--preset", name, "--dry-run", "--backbone", str(stand_in), "--folder", str(folder)]
     assert cli.main([*command, "--quiet", "--tracker", "none"]) == 0
