@@ -13,16 +13,22 @@ import json
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from seeds import RESULTS, Columns, Overall, SeedRun, arguments, claim, opened, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.compression import pack_binary, truncate, unpack_binary
-from q3vl_mini.config import override
+from q3vl_mini.config import Preset, override
+from q3vl_mini.data import save_quadruple
 from q3vl_mini.emoji_world import tasks
+from q3vl_mini.emoji_world.tasks import TASKS, build
+from q3vl_mini.losses import info_nce
+from q3vl_mini.noise import add_noise
 from q3vl_mini.stages import Run, run_stage
+from q3vl_mini.train import loss_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Choice:
 
     stage: what is trained, from what the seed's run has before it. "s0, s1" is s0, and s1 from there, each for its
     share of the steps. instead_of: the other side's, if it is not the same. dim, binary: the vectors that are scored,
-    cut and reduced to signs; by default whole.
+    cut and reduced to signs; by default whole. wrong: the share of queries that get a wrong label on both sides, which
+    then mine for themselves, on the tasks of the stage that have InfoNCE.
     """
 
     stage: str
@@ -40,6 +47,7 @@ class Choice:
     instead_of: str = ""
     dim: int | None = None
     binary: bool = False
+    wrong: float = 0.0
 
 
 TERMS = '["query_document", "query_query", "document_document"]'
@@ -51,6 +59,12 @@ CHOICES = {
         "s1",
         "stage 2 has mined and labelled negatives, not random ones",
         ("stages.s1.n_negatives=0", "stages.s1.n_random=3"),
+    ),
+    "refinement": Choice(
+        "s1",
+        "positives are refined where 20 % of labels are wrong",
+        ("stages.s1.mining.k=1_000_000", "stages.s1.mining.t_plus=-1.0"),
+        wrong=0.2,
     ),
     "colder": Choice("s1", "temperature 0.03, not 0.01", ("stages.s1.temperature=0.01",)),
     "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
@@ -70,18 +84,21 @@ def trained(run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], 
     Most choices share the training with the preset's settings: it is one folder, and done once.
     """
     stages = stage.split(", ")
-    name = "-".join([*stages, *changes]).translate(str.maketrans("/ ", "__", '"'))
+    spoiled = (f"wrong={choice.wrong:g}",) if choice.wrong else ()
+    name = "-".join([*stages, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))
     folder = run.folder / "choices" / name
     preset = override(run.preset, ["data.validation_rows=0", *changes])
     for part in stages:
         short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
         preset = override(preset, short)
+        if choice.wrong:
+            preset = with_wrong_labels(preset, part, choice.wrong, run.folder / "choices" / "-".join(spoiled))
     start = preset.stages[stages[0]].start
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
-    for part in stages:  # both sides train on what the run mined: no choice changes that
+    for part in stages:  # both sides train on what the run mined, unless that is what the choice is about
         mined = run.folder / part / "mined.json"
-        if mined.is_file() and not (folder / part).is_dir():
+        if mined.is_file() and not (folder / part).is_dir() and not choice.wrong:
             (folder / part).mkdir(parents=True)
             shutil.copyfile(mined, folder / part / mined.name)
     trial = Run(preset, folder, progress=options.progress, tracker="none")
@@ -91,6 +108,20 @@ def trained(run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], 
     kept = folder / f"test-{options.rows}"
     rows = evaluate.encoded(trial.model(stages[-1]), quadruples, batch_size=preset.data.batch_size, folder=kept)
     return evaluate.by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
+
+
+def with_wrong_labels(preset: Preset, stage: str, share: float, folder: Path) -> Preset:
+    """The preset with the stage's tasks that have InfoNCE, saved in `folder` with this share of wrong labels."""
+    config, rows = preset.stages[stage], {}
+    for name, n in config.tasks.items():
+        saved = folder / name
+        if loss_of(TASKS[name].column, config) is not info_nce:
+            continue
+        if not (saved / "card.json").is_file():
+            clean = build(name, "train", n, preset.seed)
+            save_quadruple(add_noise(clean, wrong=share, duplicates=0.0, seed=preset.seed), saved)
+        rows[str(saved)] = n
+    return replace(preset, stages={**preset.stages, stage: replace(config, tasks=rows)})
 
 
 def cut(vectors: np.ndarray, choice: Choice) -> np.ndarray:
