@@ -3,8 +3,6 @@
 import argparse
 import shutil
 from dataclasses import asdict, replace
-from functools import partial
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +28,7 @@ from .pretrain import pretrain
 from .records import MODALITIES
 from .reranker import Reranker
 from .stages import media_budget
-from .stores import LanceStore
+from .stores import make_store, open_store, write_store
 from .survey import survey
 
 Options = argparse.Namespace
@@ -196,9 +194,7 @@ def index_create(options: Options) -> Outcome:
     embedder = Embedder(options.model)
     dim = options.dim or embedder.dim
     identity = embedder.identity(dim)
-    store = options.store or ("lance" if find_spec("lancedb") else "faiss")
-    kind = Index if store == "faiss" else partial(LanceStore, options.folder)
-    store = kind(dim, options.precision, identity)
+    store = make_store(options.folder, dim, options.precision, identity, options.store)
     try:
         return _added(options, embedder, store)
     finally:
@@ -225,20 +221,10 @@ def _added(options: Options, embedder: Embedder, store: Store) -> Outcome:
             bar.update(len(part))
             check_skipped(skipped, options.limit, options.items)
     check_any(added > 0, skipped, options.items)
-    _saved(store, options.folder)
+    write_store(store, options.folder)
     result = _described(store, options.folder) | {"skipped": [asdict(item) for item in skipped]}
     told = "".join(f"\nskipped {item.id}: {item.reason}" for item in skipped)
     return Outcome(f"{options.folder}: {len(store)} items{told}", result)
-
-
-def open_store(folder: Path) -> Store:
-    """The index, or LanceDB store, in a folder."""
-    return Index.open(folder) if (folder / "index.json").is_file() else LanceStore.open(folder)
-
-
-def _saved(store: Store, folder: Path) -> None:
-    if isinstance(store, Index):  # a database has written already
-        store.save(folder)
 
 
 def _described(store: Store, folder: Path) -> dict[str, Any]:
@@ -250,7 +236,7 @@ def index_delete(options: Options) -> Outcome:
     """Items out of a store, by their ids."""
     store = open_store(options.folder)
     gone = store.delete(options.ids)
-    _saved(store, options.folder)
+    write_store(store, options.folder)
     return Outcome(f"{options.folder}: {gone} of {len(options.ids)} deleted, {len(store)} left", {"deleted": gone})
 
 

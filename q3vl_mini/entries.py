@@ -66,12 +66,12 @@ class Store(ABC):
         check_identity(self.identity, identity)
         ids, vectors, texts = check_entries(ids, vectors, metadata, self.dim)
         if not replace:
-            refuse_known(self._known(ids))
+            refuse_known(self.known(ids))
         if ids:
             self._put(ids, vectors, texts)
 
     @abstractmethod
-    def _known(self, ids: list[str]) -> Iterable[str]:
+    def known(self, ids: list[str]) -> Iterable[str]:
         """Those of `ids` that are there."""
 
     @abstractmethod

@@ -98,11 +98,12 @@ class Index(Store):
         with self._turns.writing():
             super().add(*entries, **options)
 
-    def _known(self, ids: list[str]) -> list[str]:
+    def known(self, ids: list[str]) -> list[str]:
+        """See Store.known."""
         return [i for i in ids if i in self._row_numbers]
 
     def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
-        self._remove(self._known(ids))
+        self._remove(self.known(ids))
         self._into_memory()
         for name, part in self._parts.items():
             part.add(self._encode(vectors) if name == CODES else vectors)

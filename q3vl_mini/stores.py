@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,37 @@ import numpy as np
 import pyarrow as pa
 
 from .entries import Entry, Hit, Store, check_identity, check_ids, check_queries, check_settings
+from .index import CARD, Index
 
 BATCH = 256  # points a request to Qdrant
+
+
+def make_store(
+    folder: str | Path,
+    dim: int,
+    precision: str = "float32",
+    identity: Mapping[str, Any] | None = None,
+    kind: str | None = None,
+) -> Store:
+    """A new store for a folder. kind: "lance", the default where LanceDB is installed, or "faiss", an Index.
+
+    Hand it to `write_store` after what is added to it.
+    """
+    if (kind or ("lance" if find_spec("lancedb") else "faiss")) == "lance":
+        return LanceStore(folder, dim, precision, identity)
+    return Index(dim, precision, identity)
+
+
+def open_store(folder: str | Path, identity: Mapping[str, Any] | None = None) -> Store:
+    """The store that lies in a folder, an Index or a LanceStore; errors as their `open` has them."""
+    kind = Index if (Path(folder) / CARD).is_file() else LanceStore
+    return kind.open(folder, identity)
+
+
+def write_store(store: Store, folder: str | Path) -> None:
+    """Put on disk what was added or deleted: an Index is saved to `folder`, a database has written already."""
+    if isinstance(store, Index):
+        store.save(folder)
 
 
 class LanceStore(Store):
@@ -73,7 +103,8 @@ class LanceStore(Store):
     def __len__(self) -> int:
         return self._table.count_rows()
 
-    def _known(self, ids: list[str]) -> list[str]:
+    def known(self, ids: list[str]) -> list[str]:
+        """See Store.known."""
         return self._select(ids, ["id"])["id"].to_pylist()
 
     def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:
@@ -233,7 +264,8 @@ class QdrantStore(Store):
     def __len__(self) -> int:
         return self._client.count(self.collection, exact=True).count
 
-    def _known(self, ids: list[str]) -> Iterator[str]:
+    def known(self, ids: list[str]) -> Iterator[str]:
+        """See Store.known."""
         return (record.payload["id"] for record in self._records(ids))
 
     def _put(self, ids: list[str], vectors: np.ndarray, texts: list[str]) -> None:

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from q3vl_mini import backbone, commands, merge
+from q3vl_mini import backbone, commands, merge, stores
 from q3vl_mini.choices import STAGES
 from q3vl_mini.cli import OWN_ARGUMENTS, main, parser
 from q3vl_mini.combine import vector_of
-from q3vl_mini.commands import open_store
 from q3vl_mini.config import load_preset, override
 from q3vl_mini.data import load_quadruple
 from q3vl_mini.doctor import Check, _presets, doctor_table
@@ -25,7 +24,7 @@ from q3vl_mini.index import Index
 from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
 from q3vl_mini.stages import RECIPES
-from q3vl_mini.stores import LanceStore
+from q3vl_mini.stores import LanceStore, open_store
 
 
 def called(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -197,7 +196,7 @@ def test_an_index_is_a_lancedb_store_where_that_is_installed(photos, small_check
         return type(open_store(tmp_path / name))
 
     assert made("with") is LanceStore
-    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    monkeypatch.setattr(stores, "find_spec", lambda name: None)
     assert made("without") is Index
 
 

@@ -1,6 +1,7 @@
 """The demo without a browser: gallery, vectors on disk, search and its costs, uploads, collections, what is escaped."""
 
 import io
+import json
 import re
 import runpy
 import shutil
@@ -13,7 +14,9 @@ import yaml
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from q3vl_mini import stores
 from q3vl_mini.choices import PRECISIONS
+from q3vl_mini.cli import main
 from q3vl_mini.compression import truncate
 from q3vl_mini.data import video_bytes
 from q3vl_mini.demo import markup, uploads
@@ -30,8 +33,10 @@ from q3vl_mini.demo.uploads import read_query, read_upload
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world.scenes import Placed, Scene
 from q3vl_mini.emoji_world.sprites import STYLES, TEST_STYLES
+from q3vl_mini.index import Index
 from q3vl_mini.media import MediaBudget, load_image, load_video
 from q3vl_mini.records import Clip
+from q3vl_mini.stores import LanceStore, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 QUERY = {"text": "a picture of a bicycle"}
@@ -443,6 +448,24 @@ def test_a_collection_is_filled_found_kept_and_deleted(mine, tmp_path, engine):
 
     again.delete("ada", id)
     assert again.names("ada") == {} and not collection.folder.exists()
+
+
+@pytest.mark.parametrize("kind", [LanceStore, Index])
+def test_a_collections_vectors_are_a_store_that_the_command_line_searches(
+    kind, mine, tmp_path, models, capsys, monkeypatch
+):
+    monkeypatch.setattr(stores, "find_spec", lambda name: kind is LanceStore)
+    collections = Collections(tmp_path / "home")
+    collection = collections.get("ada", collections.create("ada", "x"))
+    list(collection.add(sorted(mine.iterdir())))
+    collection.vectors(models, "s1")
+    [folder] = collection.folder.glob("vectors-*")
+    assert type(open_store(folder)) is kind
+
+    assert main(["search", str(folder), "words of mine", "--model", "s1", "--json", "--quiet"]) == 0
+    hits = {hit["metadata"]["title"]: hit["metadata"] for hit in json.loads(capsys.readouterr().out)}
+    assert hits.keys() == {"a", "b", "c", "d"} and hits["d"]["text"] == "words of mine"
+    assert Path(hits["b"]["image"]).is_file()  # so that a reranker can look at it
 
 
 def test_a_deleted_collection_does_not_come_back(mine, tmp_path, models):

@@ -136,7 +136,8 @@ class Collections:
         with self._opening:
             del self._open[collection.folder]
             self._recent.remove(collection)
-        shutil.rmtree(collection.folder)
+        with collection.at_rest():
+            shutil.rmtree(collection.folder)
 
     def _folder(self, owner: str) -> Path:
         if not owner:

@@ -1,11 +1,12 @@
 """Items to search: their vectors, computed once for each model and kept on disk, and indexes made of them.
 
-The full float32 vectors are what is kept: an index of any dimension and precision is made of them in milliseconds.
+The full float32 vectors are what is kept, in a store that `q3vl-mini search` opens too (LanceDB's where that is
+installed): an index of any dimension and precision is made of them in milliseconds.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..compression import truncate
+from ..entries import Store
 from ..index import Index
+from ..stores import LanceStore, make_store, open_store, write_store
 from .items import Item
 from .models import Models
 
@@ -24,10 +27,10 @@ MAX_INDEXES = 64
 
 
 class Shelf:
-    """Items, and in `folder` a safetensors file of their vectors for each model that has searched them.
+    """Items, and in `folder` a store of their vectors for each model that has searched them.
 
-    A file is named after the embedder's identity, so vectors of another checkpoint are never mistaken for this one's.
-    shipped: a folder of files that `ship` wrote; where `folder` has none for a model, one of these will do.
+    A store is named after the embedder's identity, so vectors of another checkpoint are never mistaken for this one's.
+    shipped: a folder of files that `ship` wrote: vectors that need not be made.
     """
 
     def __init__(self, name: str, items: Sequence[Item], folder: str | Path, shipped: str | Path | None = None):
@@ -58,15 +61,12 @@ class Shelf:
             with self._embedding:
                 if not self.folder.is_dir():
                     raise ValueError(f"“{self.name}” is gone, somebody has deleted it; choose another one")
-                known = self._read(models, model)
+                known = self._known(models, model)
                 missing = [item for item in self.items if item.id not in known]
                 batch = missing[:BATCH]
+                left = len(missing) - len(batch)
                 if batch:
-                    with models.embedder(model) as embedder:
-                        rows = embedder.encode([item.instance for item in batch])
-                    known |= {item.id: row for item, row in zip(batch, rows, strict=True)}
-                    self._write(models, model, known)
-            left = len(missing) - len(batch)
+                    self._put(models, model, batch, last=not left)
             if batch:
                 yield len(self.items) - left, len(self.items)
 
@@ -75,7 +75,7 @@ class Shelf:
         items = self.items  # as they are now: somebody may add to a collection meanwhile
         for _ in self.embed(models, model):
             pass
-        known = self._read(models, model)
+        known = self._read(models, model, [item.id for item in items])
         return np.stack([known[item.id] for item in items]) if items else np.zeros((0, models.dim(model)))
 
     def index(
@@ -97,6 +97,12 @@ class Shelf:
             known[key] = index
         return index
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While it is held, no vectors are made or kept."""
+        with self._embedding:
+            yield
+
     def changed(self) -> None:
         """To be called after `items` has been replaced by longer ones."""
         self._indexes = {}
@@ -104,7 +110,7 @@ class Shelf:
     def ship(self, models: Models, model: str, folder: str | Path) -> Path:
         """Write the items' vectors, in 8 bits a dimension, as a file that a Shelf takes from its folder `shipped`."""
         vectors = self.vectors(models, model)
-        file = Path(folder) / self._file(models, model).name
+        file = Path(folder) / f"{_name(models, model)}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         steps = np.abs(vectors).max(axis=1, keepdims=True) / 127
         # levels lie between the multiples of a step, so that no sign, which is all of a binary code, is lost
@@ -112,29 +118,55 @@ class Shelf:
         save_file({"codes": codes, "steps": steps}, file, metadata=_ids(item.id for item in self.items))
         return file
 
-    def _file(self, models: Models, model: str) -> Path:
-        identity = models.identity(model)
-        key = blake2b(f"{identity['model']} {identity['template']}".encode(), digest_size=8).hexdigest()
-        return self.folder / f"vectors-{key}.safetensors"
+    def _known(self, models: Models, model: str) -> set[str]:
+        """The ids of items whose vectors are there."""
+        known, store = set(self._shipped(models, model)), self._store(models, model)
+        return known | set(store.known([item.id for item in self.items])) if store else known
 
-    def _read(self, models: Models, model: str) -> dict[str, np.ndarray]:
-        file = self._file(models, model)
-        if file.is_file():
-            with safe_open(file, "numpy") as content:
-                return dict(zip(json.loads(content.metadata()["ids"]), content.get_tensor("vectors"), strict=True))
-        if self.shipped is None or not (self.shipped / file.name).is_file():
+    def _read(self, models: Models, model: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        store = self._store(models, model)
+        return self._shipped(models, model) | ({entry.id: entry.vector for entry in store.get(ids)} if store else {})
+
+    def _put(self, models: Models, model: str, batch: Sequence[Item], last: bool) -> None:
+        """Make the vectors of a batch and keep them. last: nothing is missing after it."""
+        store = self._store(models, model) or self._new_store(models, model)
+        with models.embedder(model) as embedder:
+            rows = embedder.encode([item.instance for item in batch])
+        store.add([item.id for item in batch], rows, [_metadata(item) for item in batch], replace=True)
+        write_store(store, self._place(models, model))
+        if last and isinstance(store, LanceStore):
+            store.compact()  # every batch is a file
+
+    def _place(self, models: Models, model: str) -> Path:
+        return self.folder / _name(models, model)
+
+    def _store(self, models: Models, model: str) -> Store | None:
+        try:
+            return open_store(self._place(models, model), models.identity(model))
+        except FileNotFoundError:  # nothing is kept yet
+            return None
+
+    def _new_store(self, models: Models, model: str) -> Store:
+        return make_store(self._place(models, model), models.dim(model), identity=models.identity(model))
+
+    def _shipped(self, models: Models, model: str) -> dict[str, np.ndarray]:
+        if self.shipped is None or not (file := self.shipped / f"{_name(models, model)}.safetensors").is_file():
             return {}
-        with safe_open(self.shipped / file.name, "numpy") as content:
+        with safe_open(file, "numpy") as content:
             vectors = (content.get_tensor("codes") + np.float32(0.5)) * content.get_tensor("steps")
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             return dict(zip(json.loads(content.metadata()["ids"]), vectors, strict=True))
 
-    def _write(self, models: Models, model: str, known: dict[str, np.ndarray]) -> None:
-        file = self._file(models, model)
-        rows = {item.id: known[item.id] for item in self.items if item.id in known}
-        new = file.with_suffix(".new")
-        save_file({"vectors": np.stack(list(rows.values()))}, new, metadata=_ids(rows))
-        os.replace(new, file)
+
+def _name(models: Models, model: str) -> str:
+    identity = models.identity(model)
+    return "vectors-" + blake2b(f"{identity['model']} {identity['template']}".encode(), digest_size=8).hexdigest()
+
+
+def _metadata(item: Item) -> dict[str, str]:
+    """What `q3vl-mini search` prints of an item, and what a reranker reads of it: its words, or its file's path."""
+    content = {kind: value for kind, value in item.instance.items() if isinstance(value, str)}
+    return {"title": item.title, "kind": item.kind} | content
 
 
 def _ids(ids: Iterable[str]) -> dict[str, str]:

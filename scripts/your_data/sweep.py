@@ -23,7 +23,7 @@ from q3vl_mini.survey import survey
 
 GRID = {
     "temperature": (0.01, 0.03, 0.1),
-    "lr": (3e-4, 1e-3, 3e-3),
+    "lr": (1e-3, 3e-3, 1e-2),
     "batch_size": (16, 32),
     "n_negatives": (0, 1, 2),
     "epochs": (1.0, 2.0),
