@@ -44,6 +44,8 @@ def top_k(
     half = memory_mb * 2**20 / 2
     height = int(max(1, min(FAISS_QUERIES, half / (4 * dim + 4 * FAISS_DOCUMENTS + 96 * n_candidates))))
     width = int(max(1, half / 2 / (4 * dim)))  # the last block is there while the next is made
+    if _needs_no_copy(corpus_vectors):
+        width = n_docs  # a block would copy nothing, and each begins its search for the best anew
     rounding = (dim + 2) * 2.0**-24 * _longest(corpus_vectors, width)  # of a float32 score of a query of length 1
     unsure = []
     for top in range(0, n_queries, height):
@@ -60,6 +62,11 @@ def top_k(
     if unsure:
         rows[unsure], scores[unsure] = _top_k_in_float64(query_vectors[unsure], corpus_vectors, k, memory_mb)
     return rows, scores
+
+
+def _needs_no_copy(vectors: np.ndarray) -> bool:
+    """Do they lie in memory as faiss reads them?"""
+    return not isinstance(vectors, np.memmap) and vectors.dtype == np.float32 and vectors.flags.c_contiguous
 
 
 def _longest(vectors: np.ndarray, height: int) -> float:
