@@ -31,6 +31,7 @@ from q3vl_mini.config import load_preset
 from q3vl_mini.data import mixed_batches, png_bytes
 from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.export import export
+from q3vl_mini.machine import fast_cpu_dtype
 from q3vl_mini.train import embedding_loss, fit
 
 
@@ -111,6 +112,7 @@ class Theirs:
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
+            bf16=fast_cpu_dtype() is torch.bfloat16,  # as the run has it
         )
 
     def trainable(self) -> int:
