@@ -25,6 +25,7 @@ from q3vl_mini.config import Preset, override
 from q3vl_mini.data import save_quadruple
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.emoji_world.tasks import TASKS, build
+from q3vl_mini.forward import VisualStore
 from q3vl_mini.losses import info_nce
 from q3vl_mini.noise import add_noise
 from q3vl_mini.stages import Run, run_stage
@@ -78,10 +79,13 @@ CHOICES = {
 }
 
 
-def trained(run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], options: Namespace) -> Columns:
+def trained(
+    run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], options: Namespace, store: VisualStore
+) -> Columns:
     """The scores of one training of `stage` (see Choice).
 
-    Most choices share the training with the preset's settings: it is one folder, and done once.
+    Most choices share the training with the preset's settings: it is one folder, and done once. All share the store:
+    no choice changes the vision tower.
     """
     stages = stage.split(", ")
     spoiled = (f"wrong={choice.wrong:g}",) if choice.wrong else ()
@@ -102,6 +106,7 @@ def trained(run: SeedRun, choice: Choice, stage: str, changes: tuple[str, ...], 
             (folder / part).mkdir(parents=True)
             shutil.copyfile(mined, folder / part / mined.name)
     trial = Run(preset, folder, progress=options.progress, tracker="none")
+    trial.store = store
     for part in stages:
         run_stage(trial, part)
     quadruples = tasks.benchmark("test", options.rows, preset.data.test_seed)
@@ -141,11 +146,13 @@ def main() -> None:
     options = arguments(__doc__, more)
     runs = opened(options.runs)
     file = RESULTS / "F6.json"
+    store = VisualStore()
     known: dict[str, Mapping] = json.loads(file.read_text())["choices"] if file.is_file() else {}
     for name in options.choices:
         choice = CHOICES[name]
-        ours = [trained(run, choice, choice.stage, (), options) for run in runs]
-        theirs = [trained(run, choice, choice.instead_of or choice.stage, choice.instead, options) for run in runs]
+        other = choice.instead_of or choice.stage
+        ours = [trained(run, choice, choice.stage, (), options, store) for run in runs]
+        theirs = [trained(run, choice, other, choice.instead, options, store) for run in runs]
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
