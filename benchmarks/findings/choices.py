@@ -69,12 +69,29 @@ CHOICES = {
     ),
     "colder": Choice("s1", "temperature 0.03, not 0.01", ("stages.s1.temperature=0.01",)),
     "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
+    "lower-rate": Choice("s0", "learning rate 5e-3, not 2e-3", ("stages.s0.lr=2e-3",)),
+    "higher-rate": Choice("s0", "learning rate 5e-3, not 1e-2", ("stages.s0.lr=1e-2",)),
+    "uniform": Choice("s0", "large sub-datasets are drawn more often, not all alike", ("stages.s0.exponent=0.0",)),
+    "proportional": Choice(
+        "s0", "large sub-datasets are drawn less often than in proportion", ("stages.s0.exponent=1.0",)
+    ),
+    "others-negatives": Choice(
+        "s1",
+        "other queries' hard negatives are not in Z",
+        ('stages.s1.terms=["query_document", "others_negatives"]',),
+    ),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
     "two-stages": Choice("s0, s1", "stage 1 and then stage 2, not stage 1 for as long", (), instead_of="s0"),
     "rank": Choice("s0", "LoRA has rank 32, not 4", ("lora_rank=4", "lora_alpha=4")),
     "mrl": Choice("s0", "MRL, scored at 32 dimensions", ("dims=[0]", "dim_weights=[1.0]"), dim=32),
     "mrl-whole": Choice("s0", "MRL, scored at all dimensions", ("dims=[0]", "dim_weights=[1.0]")),
     "qat": Choice("s0", "QAT, scored on signs", ("quantizers={}",), binary=True),
+    "step-rate": Choice(
+        "s0",
+        "the quantisers' steps move at 1e-5, not 1e-3, scored on signs",
+        ("stages.s0.quantizer_lr=1e-3",),
+        binary=True,
+    ),
     "qat-whole": Choice("s0", "QAT, scored in float32", ("quantizers={}",)),
 }
 
