@@ -82,6 +82,11 @@ CHOICES = {
     ),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
     "two-stages": Choice("s0, s1", "stage 1 and then stage 2, not stage 1 for as long", (), instead_of="s0"),
+    "lora": Choice(
+        "s0",
+        "LoRA, not full fine-tuning at the rate that validation likes best",
+        ("lora_rank=0", "stages.s0.lr=1e-3"),
+    ),
     "rank": Choice("s0", "LoRA has rank 32, not 4", ("lora_rank=4", "lora_alpha=4")),
     "mrl": Choice("s0", "MRL, scored at 32 dimensions", ("dims=[0]", "dim_weights=[1.0]"), dim=32),
     "mrl-whole": Choice("s0", "MRL, scored at all dimensions", ("dims=[0]", "dim_weights=[1.0]")),
