@@ -291,15 +291,26 @@ SECTIONS: dict[str, Callable[[Found], list[str]]] = {
 }
 
 
+def at_a_glance(found: Mapping[str, Found]) -> list[str]:
+    """How many claims of each finding have which verdict, and the names of those that are contradicted."""
+    rows, against = [], []
+    for name, finding in found.items():
+        entries = finding.get("claims") or list(finding["choices"].values())
+        verdicts = [entry["verdict"] for entry in entries]
+        rows.append([name, *(str(verdicts.count(v)) for v in ("shown", "undecided", "contradicted"))])
+        against += [f"- {name}: {entry['claim']}" for entry in entries if entry["verdict"] == "contradicted"]
+    lines = ["## At a glance", "", *table(["finding", "shown", "undecided", "contradicted"], rows)]
+    return lines + (["Contradicted:", "", *against, ""] if against else [])
+
+
 def page() -> str:
     """The page as the results say it."""
-    lines, missing = [HEAD], []
-    for name, section in SECTIONS.items():
-        file = RESULTS / f"{name}.json"
-        if file.is_file():
-            lines += section(json.loads(file.read_text()))
-        else:
-            missing.append(name)
+    files = {name: RESULTS / f"{name}.json" for name in SECTIONS}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    missing = [name for name in SECTIONS if name not in found]
+    lines = [HEAD, *at_a_glance(found)]
+    for name, finding in found.items():
+        lines += SECTIONS[name](finding)
     if missing:
         lines += ["## Not measured yet", "", ", ".join(missing) + ".", ""]
     return "\n".join(lines).rstrip() + "\n"
