@@ -26,6 +26,7 @@ HEAD = f"""# The findings, measured
 Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/2601.04720)) appear on Emoji World, with
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
+Seed 0 is the run whose models are shipped; it was trained in float32, the others, on another CPU, in bfloat16.
 
 Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
 one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
