@@ -318,15 +318,14 @@ def train_reranker(run: Run, stage: str) -> dict[str, Any]:
     return _train(run, stage, model, reranker_step, mined_data(run, stage))
 
 
-def distil(run: Run, stage: str = "s2") -> dict[str, Any]:
-    """s2: s1 taught by the reranker's logits over one positive and k negatives, computed once and kept."""
-    config, file = run.preset.stages[stage], run.folder / stage / "teacher.json"
-    quadruples = mined_data(run, stage)
+def kept_teacher(run: Run, stage: str, quadruples: Sequence[Quadruple]) -> dict[str, Teacher]:
+    """The run's reranker as the teacher of a stage's data (`teacher_logits`), asked once; kept in teacher.json."""
+    file = run.folder / stage / "teacher.json"
     if not file.is_file():
         ask = partial(
             teacher_logits,
             run.model("reranker", Reranker),
-            n_negatives=config.n_negatives,
+            n_negatives=run.preset.stages[stage].n_negatives,
             batch_size=run.preset.data.batch_size,
         )
         logits = run.divided(file, quadruples, ask)
@@ -334,10 +333,16 @@ def distil(run: Run, stage: str = "s2") -> dict[str, Any]:
             write_json(file, logits)
     run.accelerator.wait_for_everyone()
     stored = json.loads(file.read_text())
-    teacher = {
+    return {
         name: {int(i): {int(d): logit for d, logit in row.items()} for i, row in rows.items()}
         for name, rows in stored.items()
     }
+
+
+def distil(run: Run, stage: str = "s2") -> dict[str, Any]:
+    """s2: s1 taught by the reranker's logits over one positive and k negatives, computed once and kept."""
+    config, quadruples = run.preset.stages[stage], mined_data(run, stage)
+    teacher = kept_teacher(run, stage, quadruples)
     model = run.model(config.start, trainable=True)
     options, quantizers = run.objective(model)
 

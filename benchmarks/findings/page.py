@@ -26,7 +26,8 @@ HEAD = f"""# The findings, measured
 Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/2601.04720)) appear on Emoji World, with
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
-Seed 0 is the run whose models are shipped; it was trained in float32, the others, on another CPU, in bfloat16.
+Seed 0 is the run whose models are shipped (`benchmarks/findings/shipped.py` makes its folder of them); it was trained
+in float32, the others, on another CPU, in bfloat16.
 
 Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
 one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
@@ -134,8 +135,9 @@ def reranker(found: Found) -> list[str]:
     lines += [f"The report, 2B, top 100: {report}.", ""]
     timed = [c for c in found["cost"] if c["seconds"]]
     if timed:
-        each = mean([1000 * c["seconds"] / c["pairs"] for c in timed])
-        lines += [f"A pair took {each:.0f} ms on the machine that measured this.", ""]
+        pairs, seconds = (sum(c[part] for c in timed) for part in ("pairs", "seconds"))
+        each = 1000 * seconds / pairs
+        lines += [f"A pair took {each:.1f} ms on the machine that measured this ({pairs:,} pairs).", ""]
     worse = [e["claim"] for e in found["claims"] if e["high"] < 0]
     if worse:
         lines += [

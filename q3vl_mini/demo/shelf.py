@@ -121,19 +121,21 @@ class Shelf:
     def _known(self, models: Models, model: str) -> set[str]:
         """The ids of items whose vectors are there."""
         known, store = set(self._shipped(models, model)), self._store(models, model)
-        return known | set(store.known([item.id for item in self.items])) if store else known
+        return known if store is None else known | set(store.known([item.id for item in self.items]))
 
     def _read(self, models: Models, model: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        store = self._store(models, model)
-        return self._shipped(models, model) | ({entry.id: entry.vector for entry in store.get(ids)} if store else {})
+        known, store = self._shipped(models, model), self._store(models, model)
+        return known if store is None else known | {entry.id: entry.vector for entry in store.get(ids)}
 
     def _put(self, models: Models, model: str, batch: Sequence[Item], last: bool) -> None:
         """Make the vectors of a batch and keep them. last: nothing is missing after it."""
-        store = self._store(models, model) or self._new_store(models, model)
+        place, store = self._place(models, model), self._store(models, model)
+        if store is None:
+            store = make_store(place, models.dim(model), identity=models.identity(model))
         with models.embedder(model) as embedder:
             rows = embedder.encode([item.instance for item in batch])
         store.add([item.id for item in batch], rows, [_metadata(item) for item in batch], replace=True)
-        write_store(store, self._place(models, model))
+        write_store(store, place)
         if last and isinstance(store, LanceStore):
             store.compact()  # every batch is a file
 
@@ -145,9 +147,6 @@ class Shelf:
             return open_store(self._place(models, model), models.identity(model))
         except FileNotFoundError:  # nothing is kept yet
             return None
-
-    def _new_store(self, models: Models, model: str) -> Store:
-        return make_store(self._place(models, model), models.dim(model), identity=models.identity(model))
 
     def _shipped(self, models: Models, model: str) -> dict[str, np.ndarray]:
         if self.shipped is None or not (file := self.shipped / f"{_name(models, model)}.safetensors").is_file():
