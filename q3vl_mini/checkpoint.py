@@ -43,9 +43,9 @@ def claim(file: Path, settings: Mapping[str, Any], what: str) -> None:
 
 
 def save_checkpoint(
-    folder: Path, modules: dict, optimizers: list, meta: dict[str, Any], keep_previous: bool = False
+    folder: Path, modules: dict, optimizers: list[dict], meta: dict[str, Any], keep_previous: bool = False
 ) -> None:
-    """Write modules (name -> state dict of tensors), optimisers and `meta` (JSON values) to `folder`.
+    """Write modules (name -> state dict of tensors), optimisers' state dicts and `meta` (JSON values) to `folder`.
 
     keep_previous: see `replacing`; `load_checkpoint` takes the one before where this one is damaged.
 
@@ -57,7 +57,7 @@ def save_checkpoint(
     for name, state in modules.items():
         tensors |= {f"{name}/{k}": v for k, v in state.items()}
     for i, optimizer in enumerate(optimizers):
-        for row, values in optimizer.state_dict()["state"].items():
+        for row, values in optimizer["state"].items():
             for key, value in values.items():
                 where = f"optimizer{i}/{row}/{key}"
                 if isinstance(value, Tensor):

@@ -227,5 +227,6 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
             if looks:
                 meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
                 state = {"model": model.state_dict()}
-                save_checkpoint(folder / "language_state", state, optimizers, meta, keep_previous=True)
+                moments = [optimizer.state_dict() for optimizer in optimizers]
+                save_checkpoint(folder / "language_state", state, moments, meta, keep_previous=True)
     return model

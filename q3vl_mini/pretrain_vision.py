@@ -181,5 +181,6 @@ def pretrain_vision(visual: nn.Module, folder: Path, config: VisionConfig, log_e
             if looks:
                 state = {"visual": visual.state_dict(), "task": task.state_dict(), "generator": generator_state(g)}
                 meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
-                save_checkpoint(folder / "vision_state", state, optimizers, meta, keep_previous=True)
+                moments = [optimizer.state_dict() for optimizer in optimizers]
+                save_checkpoint(folder / "vision_state", state, moments, meta, keep_previous=True)
     return visual

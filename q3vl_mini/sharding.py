@@ -27,15 +27,7 @@ def asked_by_launch(environment: MutableMapping[str, str] = os.environ) -> bool:
 
     Accelerate would wrap the model for one forward a backward, of which a gradient cache has several. To be called
     before an Accelerator is made.
-
-    Raises:
-        ValueError: it was launched with DeepSpeed, whose engine owns the backward pass.
     """
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ValueError(
-            "accelerate was launched with DeepSpeed, whose engine owns the backward pass, and a gradient cache has "
-            "several; launch with configs/accelerate/fsdp.yaml, which splits the same weights as ZeRO stage 3"
-        )
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         environment |= {"ACCELERATE_USE_FSDP": "false", ASKED: "true"}
     return environment.get(ASKED) == "true"

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from peft import PeftModel
 from tqdm.auto import tqdm
 
-from . import backbone, combine, evaluate, merge, mining
+from . import backbone, combine, evaluate, merge, mining, sharding, zero
 from .compression import Quantizers
 from .config import DataConfig, MiningConfig, Preset, StageConfig, differences, load_config, save_config
 from .data import Teacher, load_quadruple, mixed_batches
@@ -42,7 +42,6 @@ from .public_data.sets import SETS
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
-from .sharding import asked_by_launch
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
 from .usable import load_usable
 
@@ -62,7 +61,7 @@ class Run:
     """
 
     def __init__(self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto"):
-        self.shard = asked_by_launch() or preset.shard
+        self.shard, self.zero = sharding.asked_by_launch() or preset.shard, zero.asked_by_launch()
         self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
         self.store = VisualStore(data.store_mb * 2**20)
@@ -426,6 +425,7 @@ def _train(
         quantizers=quantizers,
         accelerator=run.accelerator,
         shard=run.shard,
+        zero=run.zero,
         progress=run.progress,
     )
     mined = {q.name: q.meta["mining"] for q in quadruples if "mining" in q.meta}

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
@@ -34,6 +34,7 @@ from .losses import classification_loss, cosent_loss, distillation_loss, info_nc
 from .memory import give_back_freed
 from .prefix_info_nce import prefix_info_nce
 from .sharding import shard_frozen
+from .zero import ZeroOptimizer
 
 Encode = Callable[[Sequence[Any], str | None], Tensor]
 LossOnBatch = Callable[[Encode, Batch], Tensor]
@@ -289,6 +290,7 @@ def fit(
     quantizers: Quantizers | None = None,
     accelerator: Accelerator | None = None,
     shard: bool = False,
+    zero: Mapping[str, Any] | None = None,
     stop_after: int | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -303,11 +305,13 @@ def fit(
         config: steps, rates, clipping, accumulation, chunk_tokens.
         quantizers: learned steps, with a rate of their own and no weight decay (see LearnedStepQuantizer).
         shard: split the frozen weights among the processes while they train (sharding.py). Alone, one keeps them.
+        zero: DeepSpeed's settings, to split moments and averaged gradients among the processes (zero.py).
         stop_after: end after that many steps of the schedule, as an interruption would, with a checkpoint.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite, or the loss has exploded (EXPLODED); names the step,
             and the folder where the batch is kept.
+        ValueError: nothing is to be trained; zero with float16's loss scaling.
     """
     accelerator = accelerator or Accelerator()
     folder = Path(folder)
@@ -337,7 +341,10 @@ def fit(
     if _process()[1] > 1:  # all start from the same weights, whatever their random generators did
         for p in parameters:
             dist.broadcast(p.data, src=0)
-    optimizer = accelerator.prepare(optimizer)
+    zero = zero if _process()[1] > 1 else None
+    if zero and accelerator.scaler is not None:
+        raise ValueError("a launch with DeepSpeed trains without loss scaling; set dtype=bfloat16")
+    optimizer = ZeroOptimizer(optimizer, zero, config.clip) if zero else accelerator.prepare(optimizer)
     shard = shard and _process()[1] > 1
     make_whole = shard_frozen(model) if shard else lambda: None
     model.one_call = shard
@@ -346,11 +353,12 @@ def fit(
         return model(model.collate(rows, instruction))
 
     def checkpoint(step: int) -> None:
+        moments = optimizer.state_dict()  # split ones come together
         if accelerator.is_main_process:
             state = {"model": dict(named)} | ({} if quantizers is None else {"quantizers": quantizers.state_dict()})
             meta = {"step": step, "seconds": time.monotonic() - began, "history": history}
             meta["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            save_checkpoint(folder / "state", state, [optimizer.optimizer], meta, keep_previous=True)
+            save_checkpoint(folder / "state", state, [moments], meta, keep_previous=True)
         accelerator.wait_for_everyone()
 
     in_parts, replay = encode, lambda: None
@@ -371,25 +379,29 @@ def fit(
                 group["lr"] = group["peak"] * rate(step, config.steps, config.warmup)
             ceiling = EXPLODED * max(1.0, history[0]["loss"]) if history else sys.float_info.max
             losses, drawn = [], []
-            for _ in range(config.accumulate):
-                batch = next(stream)
-                drawn.append(batch)
-                loss = loss_on_batch(in_parts, share_of(batch, *_process()))
-                value = accelerator.reduce(loss.detach(), "mean").item()
-                if not value <= ceiling:  # nor is nan
-                    rows = f"documents {batch.positive_ids[:8]}"
-                    raise FloatingPointError(
-                        f"step {step}: the loss of {batch.name} ({batch.task}, {rows}) is {value}; weights are those "
-                        f"of the last step. {_kept([batch], folder, step, is_main)} Lower lr, or look at these rows "
-                        "and the dtype"
-                    )
-                if loss.requires_grad:  # a batch without anything to contrast has none
-                    accelerator.backward(loss / config.accumulate)
-                replay()
-                losses.append(value)
+            with optimizer.accumulating() if zero else nullcontext():
+                for _ in range(config.accumulate):
+                    batch = next(stream)
+                    drawn.append(batch)
+                    loss = loss_on_batch(in_parts, share_of(batch, *_process()))
+                    value = accelerator.reduce(loss.detach(), "mean").item()
+                    if not value <= ceiling:  # nor is nan
+                        rows = f"{batch.task}, documents {batch.positive_ids[:8]}"
+                        raise FloatingPointError(
+                            f"step {step}: the loss of {batch.name} ({rows}) is {value}; weights are those of the "
+                            f"last step. {_kept([batch], folder, step, is_main)} Lower lr, or look at these rows and "
+                            "the dtype"
+                        )
+                    if loss.requires_grad:  # a batch without anything to contrast has none
+                        accelerator.backward(loss / config.accumulate)
+                    replay()
+                    losses.append(value)
             names = [batch.name for batch in drawn]
-            average_gradients(parameters)
-            norm = float(accelerator.clip_grad_norm_(parameters, config.clip))
+            if zero:
+                norm = optimizer.norm()
+            else:
+                average_gradients(parameters)
+                norm = float(accelerator.clip_grad_norm_(parameters, config.clip))
             scaler = accelerator.scaler
             if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):  # a scaler leaves the step out
                 raise FloatingPointError(

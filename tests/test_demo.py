@@ -638,7 +638,8 @@ def test_every_input_of_the_page_has_a_label(engine, shelf, tmp_path):
 def test_the_space_starts_with_the_pinned_gradio(monkeypatch):
     text = (ROOT / "demo" / "README.md").read_text(encoding="utf-8")
     card = yaml.safe_load(text.split("---")[1])
-    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    lines = (line.partition(";")[0] for line in (ROOT / "requirements.txt").read_text().splitlines())
+    pins = dict(line.split("==") for line in lines if "==" in line)
     assert card["sdk"] == "gradio" and card["sdk_version"] == pins["gradio"]
     requirements = (ROOT / "demo" / "requirements.txt").read_text(encoding="utf-8")
     assert re.search(r"^q3vl-mini\[demo\]", requirements, re.M)

@@ -31,13 +31,16 @@ CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
 def pins(text: str) -> dict[str, str]:
-    """{canonical name: version} of a requirements file; ValueError for a line that is not `name==version`."""
+    """{canonical name: version} of a requirements file; ValueError for a line that is not `name==version`.
+
+    A pin may be for all systems but Windows.
+    """
     found = {}
     for line in text.splitlines():
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.]*)", line)
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.]*)(; sys_platform != \"win32\")?", line)
         if match is None:
             raise ValueError(f"requirements.txt: {line!r} is not an exact pin; write name==version")
         found[canonicalize_name(match[1])] = match[2]

@@ -102,13 +102,6 @@ def test_a_launch_with_fsdp_splits_the_weights_here_and_not_in_accelerate(tmp_pa
     assert Run(load_preset("tiny"), tmp_path / "second", tracker="none").shard
 
 
-def test_a_launch_with_deepspeed_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="DeepSpeed.*fsdp.yaml"):
-        Run(load_preset("tiny"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_the_file_for_fsdp_asks_for_it():
     """As `accelerate launch` reads it, whose environment the processes get."""
     file = Path(__file__).resolve().parents[1] / "configs" / "accelerate" / "fsdp.yaml"
