@@ -49,6 +49,8 @@ DEFAULTS = Path(__file__).with_suffix(".toml")
 QAT = {"int8": 0.1, "binary": 0.1}  # weights of the quantised losses, where they are asked for
 TRIED = 4  # steps by which the time of a step is measured
 LEAST = 8  # steps, however short the time
+NEIGHBOURS = 30_000_000  # of all queries together, as mining keeps them: 360 MB
+SHARES_OF_LAMBDA = (1.0, 0.75, 0.5, 0.25)  # tried in this order
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -93,7 +95,7 @@ class Job:
     """What the steps of the path share.
 
     trainings: how many there will be. started: when the path began, of time.monotonic. measuring: seconds that it
-    takes to measure a model.
+    takes to measure a model. forget: see finetune.
     """
 
     run: Run
@@ -106,6 +108,7 @@ class Job:
     trainings: int
     started: float
     measuring: float
+    forget: float
 
 
 def finetune(
@@ -181,10 +184,7 @@ def finetune(
         claim(folder / "arguments.json", asked, "a run")
         found.save(folder)
         say(found)
-        test, sizes = found.splits["test"], run.preset.data
-        benchmark = tasks.benchmark("test", sizes.test_rows, sizes.test_seed)
-        if sizes.test_documents:
-            benchmark = [quadruple.thin(sizes.test_documents) for quadruple in benchmark]
+        test, sizes, benchmark = found.splits["test"], run.preset.data, mmeb_mini(run.preset, "test")
         own, general = {}, {}
 
         def measure(name: str, embedder: Embedder) -> None:
@@ -200,7 +200,7 @@ def finetune(
         say(f"mined: {report}; what was dropped is in {folder}/mined.json")
         trainings = 1 + (reranker is not None) + distil
         validation = found.splits["validation"]
-        job = Job(run, train, validation, spend, epochs, looks, patience, trainings, started, measuring)
+        job = Job(run, train, validation, spend, epochs, looks, patience, trainings, started, measuring, forget)
         del base
         train_embedder(job)
         tuned = "embedder"
@@ -237,10 +237,17 @@ def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str]
     return preset
 
 
+def mmeb_mini(preset: Preset, split: str) -> list[Quadruple]:
+    """MMEB-mini as small as the preset's data section says, on one of its splits."""
+    sizes = preset.data
+    benchmark = tasks.benchmark(split, sizes.test_rows, sizes.test_seed)
+    return [quadruple.thin(sizes.test_documents) for quadruple in benchmark] if sizes.test_documents else benchmark
+
+
 def mine(run: Run, base: Embedder, train: Quadruple) -> Quadruple:
     """The training data with positives refined and negatives mined by the base (3.3); mined.json says what was dropped.
 
-    Graded pairs are left as they are.
+    K = 0 is as many as memory allows (NEIGHBOURS). Graded pairs are left as they are.
     """
     config, file = run.preset.stages["embedder"].mining, run.folder / "mined.json"
     if config is None or train.task == "sts":
@@ -249,7 +256,8 @@ def mine(run: Run, base: Embedder, train: Quadruple) -> Quadruple:
         [(_, queries, corpus)] = evaluate.encoded(
             base, [train], batch_size=run.preset.data.batch_size, progress=run.progress
         )
-        labels = mined_labels(train, queries, corpus, config)
+        k = config.k or max(1, NEIGHBOURS // len(train))
+        labels = mined_labels(train, queries, corpus, replace(config, k=k))
         kept = {row for row, _, _ in labels["rows"]}
         dropped = [{"query": i, "shows": str(train.queries[i])[:200]} for i in range(len(train)) if i not in kept]
         write_json(file, labels | {"dropped": dropped}, ensure_ascii=False)
@@ -377,7 +385,8 @@ def _planned(
         return {"steps": wanted, "why": f"{job.epochs:g} epochs of {queries} queries"}
     each = seconds_a_step()
     done = sum(job.run.finished(name) for name in ("embedder", "reranker", "distilled"))
-    rest = 2 * job.measuring + job.run.preset.merge.steps * each  # measuring two models, finding the position
+    # measuring base and merged model on MMEB-mini, and both results, finding the position
+    rest = 4 * job.measuring + job.run.preset.merge.steps * each
     left = job.budget.seconds - (time.monotonic() - job.started) - rest
     fits = int((left / (job.trainings - done) - job.looks * looking) / each)
     steps = min(wanted, max(fits, LEAST))
@@ -420,9 +429,10 @@ def _save(run: Run, name: str, model: Embedder | Reranker, quantizers: Quantizer
 
 
 def position(job: Job, tuned: str) -> None:
-    """folder/merged: base + lambda (tuned - base), lambda in [0, 1] found by Self Positioning.
+    """folder/merged: base + lambda (tuned - base), lambda in [0, 1] found by Self Positioning, or less.
 
-    The probe is half the person's validation split, half MMEB-mini's: each step adds the loss of a batch of both.
+    The probe is half the person's validation split, half MMEB-mini's: each step adds the loss of a batch of both. What
+    the sum weighs up need not be what may be forgotten, so `within_limit` has the last word.
     """
     run, preset = job.run, job.run.preset
     if run.finished("merged"):
@@ -451,11 +461,32 @@ def position(job: Job, tuned: str) -> None:
 
     line = {"lambda": torch.ones(1)}  # the change, in units of itself
     found = merge.self_position(loss_at, [line], mu=preset.merge.mu, steps=preset.merge.steps, lr=preset.merge.lr)
-    lam = float(np.clip(found.lam, 0, 1))
+    def general_ability(lam: float) -> float:
+        place.lam = torch.tensor([lam])
+        return evaluate.mean_score(evaluate.evaluate_embedder(base, remembered, preset.data.batch_size))
+
+    remembered = mmeb_mini(preset, "validation")
+    lam, looks = within_limit(general_ability, float(np.clip(found.lam, 0, 1)), job.forget)
     place.settle(lam)
     _save(run, "merged", base, quantizers, **{"lambda": lam})
-    facts = {"lambda": lam, "lambda_unclipped": found.lam, "history": found.history}
+    facts = {"lambda": lam, "lambda_unclipped": found.lam, "history": found.history, "looks": looks}
     write_json(run.folder / "merged" / "metrics.json", facts)
+
+
+def within_limit(score: Callable[[float], float], lam: float, forget: float) -> tuple[float, list[dict[str, float]]]:
+    """The largest share of lambda at which at most half of what may be forgotten is; else the smallest that is tried.
+
+    Half, because the verdict asks other queries than these. score(lambda): of general ability, the base's at 0.
+
+    Returns:
+        lambda, and every look: {"lambda", "score"}.
+    """
+    looks = [{"lambda": 0.0, "score": score(0.0)}]
+    for share in SHARES_OF_LAMBDA:
+        looks.append({"lambda": share * lam, "score": score(share * lam)})
+        if looks[-1]["score"] >= (1 - forget / 2) * looks[0]["score"]:
+            break
+    return looks[-1]["lambda"], looks
 
 
 class Between(nn.Module):

@@ -139,7 +139,7 @@ def test_the_merged_model_is_base_plus_lambda_times_the_change(start, small_chec
 
 def job(run, quadruple, **options):
     usual = {"budget": Budget(steps=12), "epochs": 2, "looks": 6, "patience": 2, "trainings": 1}
-    return Job(run, quadruple, quadruple, **(usual | {"started": 0.0, "measuring": 0.0} | options))
+    return Job(run, quadruple, quadruple, **(usual | {"started": 0.0, "measuring": 0.0, "forget": 0.05} | options))
 
 
 @pytest.fixture
@@ -227,9 +227,9 @@ def test_steps_are_what_the_epochs_take_or_what_fits(run, monkeypatch):
 
     assert steps(Budget(steps=7))[0] == 7
     assert steps(Budget()) == (25, "10 epochs of 20 queries")  # 200 / 8
-    # 600 s, of which 60 are gone, 2 x 15 measure, 3 x 0.5 position and 6 x 1 look: 502.5 s of 0.5 s each
-    assert steps(Budget(600), epochs=10_000) == (1005, "what fits into the budget")
-    assert steps(Budget(600), epochs=10_000, trainings=2)[0] == 496  # half of 508.5 s, less the looks
+    # 600 s, of which 60 are gone, 4 x 15 measure, 3 x 0.5 position and 6 x 1 look: 472.5 s of 0.5 s each
+    assert steps(Budget(600), epochs=10_000) == (945, "what fits into the budget")
+    assert steps(Budget(600), epochs=10_000, trainings=2)[0] == 466  # half of 478.5 s, less the looks
     assert steps(Budget(600))[0] == 25
     steps_left, why = steps(Budget(70))
     assert steps_left == path.LEAST and "used up" in why
@@ -258,13 +258,18 @@ def test_a_step_is_measured_without_moving_the_model(run, monkeypatch):
         torch.testing.assert_close(after[name], x)
 
 
-def test_mining_shows_what_it_dropped(run):
+def mine_with(run, k):
+    """(the base, 30 pairs, what mining with this K makes of them)."""
     base, train = run.model("raw"), texts(30, "own")
     train = replace(train, relevance=[Relevance((i,)) for i in range(30)])
     stages = dict(run.preset.stages)
-    stages["embedder"] = replace(stages["embedder"], mining=MiningConfig("raw", k=5, t_plus=-1.0, n_negatives=2))
+    stages["embedder"] = replace(stages["embedder"], mining=MiningConfig("raw", k=k, t_plus=-1.0, n_negatives=2))
     run.preset = replace(run.preset, stages=stages)
-    mined = path.mine(run, base, train)
+    return base, train, path.mine(run, base, train)
+
+
+def test_mining_shows_what_it_dropped(run):
+    base, train, mined = mine_with(run, k=5)
     labels = json.loads((run.folder / "mined.json").read_text())
     vectors = [base.encode(items, instruction=i) for items, i in ((train.queries, "Find it."), (train.corpus, None))]
     best = np.argsort(-(vectors[0] @ vectors[1].T), axis=1)[:, :5]
@@ -272,6 +277,25 @@ def test_mining_shows_what_it_dropped(run):
     assert [entry["query"] for entry in labels["dropped"]] == lost and 0 < len(lost) < 30
     assert labels["dropped"][0]["shows"] == str(train.queries[lost[0]])
     assert len(mined) == 30 - len(lost) and all(0 < len(r.negatives) <= 2 for r in mined.relevance)
+
+
+def test_without_a_k_of_its_own_mining_drops_no_query_of_a_corpus_that_fits(run):
+    _, train, mined = mine_with(run, k=0)
+    assert len(mined) == len(train) and json.loads((run.folder / "mined.json").read_text())["dropped"] == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "found", "looks"),
+    [
+        ({0.0: 0.5, 0.8: 0.49}, 0.8, 2),  # 2 % lost
+        ({0.0: 0.5, 0.8: 0.48, 0.6: 0.485, 0.4: 0.49}, 0.4, 4),  # 4, 3 and 2 %
+        ({0.0: 0.5, 0.8: 0.1, 0.6: 0.2, 0.4: 0.3, 0.2: 0.4}, 0.2, 5),  # the verdict will say so
+    ],
+)
+def test_lambda_is_lowered_until_half_of_what_may_be_forgotten_is_left(scores, found, looks):
+    lam, seen = path.within_limit(lambda lam: scores[round(lam, 6)], 0.8, forget=0.05)
+    assert lam == pytest.approx(found) and len(seen) == looks
+    assert [look["score"] for look in seen] == list(scores.values())
 
 
 def test_what_cannot_work_is_refused_at_once(small_checkpoint, tmp_path):

@@ -51,7 +51,7 @@ class Sweep:
         name = "-".join(f"{name}={x:g}" for name, x in setting.items())
         run = Run(finetune_preset(self.model, changes=changes), self.folder / name, progress=False, tracker="none")
         run.store, began = self.first.store, time.monotonic()  # the vision tower is frozen: features are made once
-        once = {"looks": 1, "patience": 1, "trainings": 1, "started": began, "measuring": 0.0}
+        once = {"looks": 1, "patience": 1, "trainings": 1, "started": began, "measuring": 0.0, "forget": 0.0}
         job = Job(run, self.train, self.validation, Budget(), setting["epochs"], **once)
         train_embedder(job)
         before, after = (check["score"] for check in run.metrics("embedder")["checks"])
