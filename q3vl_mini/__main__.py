@@ -2,4 +2,5 @@
 
 import runpy
 
-runpy.run_module("q3vl_mini.cli", run_name="__main__")
+if __name__ == "__main__":  # processes of a command (processes.py) import this file too
+    runpy.run_module("q3vl_mini.cli", run_name="__main__")

@@ -6,6 +6,7 @@ What computes is imported once a command is known, because torch and transformer
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -98,6 +99,10 @@ def parser() -> argparse.ArgumentParser:
 
     command = verb("run", "run", "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="of this machine that share the work and its cores, each with a part of every batch (default 1)",
+    )  # fmt: skip
     command.add_argument(
         "--dry-run", nargs="?", const="stand-ins", choices=("stand-ins", "real"),
         help="all stages on a few rows and steps: offline with a small backbone and made-up public sets (minutes on a "
@@ -267,6 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if own:
             importlib.import_module(f"{__package__}.{own[0]}").main(rest)
             return 0
+        if getattr(options, "processes", 1) > 1 and "RANK" not in os.environ:
+            from .processes import in_processes
+
+            return in_processes("q3vl_mini.cli", sys.argv[1:] if arguments is None else arguments, options.processes)
         from . import commands
 
         with redirect_stdout(sys.stderr) if options.json else nullcontext():  # standard output is the result's alone

@@ -149,6 +149,7 @@ def run_meta(run: Run, walls: Mapping[str, float]) -> dict[str, Any]:
         "seed": run.preset.seed,
         "preset": run.preset.name,
         "cores": os.cpu_count(),
+        "processes": run.accelerator.num_processes,
         "computed_in": str(run.autocast or run.preset.dtype or torch.float32).removeprefix("torch."),
         "wall_s": round(sum(walls.values()), 1),
         "peak_rss_mb": max(peak_memory_mb(), *peaks),

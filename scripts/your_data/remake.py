@@ -17,15 +17,13 @@ from q3vl_mini.cli import main as q3vl_mini
 DATA, RESULTS = Path("runs/your_data"), Path("results/your_data")
 TABLES = {"icons": DATA / "icons", "translations": DATA / "translations" / "pairs.csv"}
 TABLES |= {"pages": DATA / "pages" / "pairs.jsonl"}
-BUILD = {"icons": ["--limit", "1200", "--pixels", "64"], "translations": [], "manual_pages": []}
-FEW = ("data.test_rows=8", "data.test_documents=24", "merge.steps=10", "merge.lr=0.1", "stages.embedder.n_negatives=0")
-SHORT = ["--looks", "3", *(part for change in FEW for part in ("--set", change))]
+BUILD = {"icons": ["--limit", "2000", "--pixels", "64"], "translations": [], "manual_pages": []}
+SWEEP = ["--rows", "1024", "--validation-rows", "160"]
 MEASURE = {
-    "translations": ["--budget", "24steps", *SHORT, "--set", "stages.embedder.lr=1e-3"],
-    "icons": ["--budget", "60steps", *SHORT],
-    "pages": ["--budget", "20steps", *SHORT, "--set", "data.image_max_tokens=144"],
+    "translations": [],
+    "icons": [],
+    "pages": ["--set", "data.image_max_tokens=144", "--set", "stages.embedder.batch_size=16"],
 }
-MEASURE["pages"] += ["--set", "stages.embedder.batch_size=16"]
 PITFALLS = ("translations",)
 PLANNED = ("icons",)
 
@@ -46,7 +44,8 @@ def build() -> None:
 
 def sweep() -> None:
     data = [TABLES["translations"], TABLES["icons"]]
-    call("sweep", [*data, "--folder", DATA / "runs" / "sweep", "--results", RESULTS / "sweep.json"])
+    places = ["--folder", DATA / "runs" / "sweep", "--results", RESULTS / "sweep.json"]
+    call("sweep", [*data, *places, *SWEEP])
 
 
 def measure() -> None:
