@@ -12,8 +12,9 @@ be no result is that the queue is full (HTTP 503).
 
 Memory is the resident set of the demo's process, read every STEP seconds. Before the clients come, as many pages are
 opened as the demo keeps answers of; and memory counts when they have been at it for SETTLE seconds, in which the demo
-gets its threads and fills what else it keeps. Its start and end are medians of the first and last fifth of the
-readings, its slope is that of the line with the least squares.
+gets its threads and fills what else it keeps. So that it does, the visual features of uploaded pictures have
+STORE_BYTES here; with what a demo gives them they would fill for the whole of the test, and look like a leak. Start and
+end are medians of the first and last fifth of the readings, the slope is that of the line with the least squares.
 """
 
 import argparse
@@ -42,7 +43,9 @@ from side_by_side import number, write
 from q3vl_mini.demo.app import SESSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-START = "from q3vl_mini.demo.app import launch; launch(models=[{model!r}], port={port}, public=True)"
+START = "from q3vl_mini.demo import app, models; models.STORE_BYTES = {store}; "
+START += "app.launch(models=[{model!r}], port={port}, public=True)"
+STORE_BYTES = 8 * 2**20  # of visual features, of which a demo keeps 256 MB
 THINKS, STEP, LONGEST = 2.0, 2.0, 600.0  # seconds: between two questions, between readings, for the demo to be ready
 WORDS = ["a bicycle", "two red apples", "ein Hund", "un gato", "a clip of a moving star", "猫", "a page with a table"]
 FULL, REFUSED = 503, "not in the list of choices"
@@ -212,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         environment = os.environ | {"Q3VL_MINI_HOME": home, "GRADIO_TEMP_DIR": f"{home}/uploads"}
-        command = [sys.executable, "-c", START.format(model=options.model, port=port)]
+        command = [sys.executable, "-c", START.format(model=options.model, port=port, store=STORE_BYTES)]
         demo = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
         try:
             process = psutil.Process(demo.pid)

@@ -97,6 +97,13 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(function=function)
         return made
 
+    def read_as(command: argparse.ArgumentParser) -> None:
+        """How a person's pairs are read."""
+        command.add_argument("--column", action="append", metavar="NAME=COLUMN", help="e.g. query=title")
+        command.add_argument("--kind", action="append", metavar="NAME=KIND", help="e.g. positive=image")
+        command.add_argument("--root", **root)
+        command.add_argument("--may-skip", type=float, default=0.1, help="share of rows that may be bad (default 0.1)")
+
     command = verb("run", "run", "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
     command.add_argument(
@@ -164,16 +171,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("data", help="a .jsonl, .csv or .parquet table, or a folder of pictures with captions")
     command.add_argument("--model", required=True, help="the base")
     command.add_argument("--folder", type=Path, required=True, help="for all results")
-    command.add_argument("--column", action="append", metavar="NAME=COLUMN", help="e.g. query=title")
-    command.add_argument("--kind", action="append", metavar="NAME=KIND", help="e.g. positive=image")
-    command.add_argument("--root", **root)
-    command.add_argument("--may-skip", type=float, default=0.1, help="share of rows that may be bad (default 0.1)")
+    read_as(command)
     command.add_argument("--instruction", help="what is wanted, for queries without one of their own")
     command.add_argument("--reranker", help="also train this reranker")
     command.add_argument("--distil", action="store_true", help="let the reranker teach the embedder")
     command.add_argument("--qat", action="store_true", help="train for int8 and binary codes too")
     command.add_argument("--budget", help='"10m" or "2h" for all of it, or "1000steps" for each training')
     command.add_argument("--epochs", type=float, default=8, help="at most (default 8)")
+    command.add_argument(
+        "--forget", type=float, default=0.05, help="share of its mean on MMEB-mini that a model may lose (default 0.05)"
+    )
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of finetune.toml")
 
     said = dict(help="make, fill and empty a search index", description="a search index on disk")
@@ -244,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--backbone", help="a Hub id, a shipped name or a folder, instead of the preset's")
     command.add_argument("--pairs", help="plan fine-tuning on this table or folder on one GPU, not the preset's stages")
     command.add_argument("--epochs", type=float, default=8, help="with --pairs: of the training (default 8)")
+    read_as(command)
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change one value of the preset")
     command.add_argument("--gpu", default="H100", choices=list(GPUS))
     command.add_argument("--gpus", default="1", help="how many (default 1), or which, or both: 8xH100")
@@ -288,6 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"q3vl-mini {options.command}: {error}", file=sys.stderr)
         return 1
+    if os.environ.get("RANK", "0") != "0":  # of several processes, one says what came out
+        return outcome.code
     if options.json:
         print(json.dumps(outcome.result, default=str))
     elif outcome.text:

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
@@ -107,6 +108,8 @@ def evaluate_models(options: Options) -> Outcome:
 
 
 def mine(options: Options) -> Outcome:
+    if (processes := PartialState().num_processes) > 1:
+        raise ValueError(f"mine works in one process, not in {processes}; a run divides its sub-datasets")
     quadruple = stages.sub_dataset(options.data, options.rows, options.seed)
     [(_, queries, corpus)] = evaluate.encoded(
         Embedder(options.model), [quadruple], batch_size=options.batch_size, progress=not options.quiet
@@ -174,6 +177,7 @@ def finetune_on_pairs(options: Options) -> Outcome:
         qat=options.qat,
         budget=options.budget,
         epochs=options.epochs,
+        forget=options.forget,
         changes=options.set or [],
         progress=not options.quiet,
     )
@@ -331,8 +335,18 @@ def _gpus(options: Options) -> tuple[Gpu, int]:
 def _plan_finetune(options: Options) -> Outcome:
     """Of fine-tuning on a person's pairs, which are read and split as finetune() would."""
     preset = finetune_preset(options.backbone or load_preset("colab").backbone, changes=options.set or [])
-    found = survey(options.pairs, budget=media_budget(preset.data), seed=preset.seed, progress=not options.quiet)
-    plans = plan_finetune(found.splits["train"], preset, _gpus(options)[0], options.epochs, options.utilisation)
+    named = {"columns": _named(options.column), "kinds": _named(options.kind), "root": options.root}
+    with TemporaryDirectory() as media:
+        found = survey(
+            options.pairs,
+            media=media,
+            budget=media_budget(preset.data),
+            may_skip=options.may_skip,
+            seed=preset.seed,
+            progress=not options.quiet,
+            **named,
+        )
+        plans = plan_finetune(found.splits["train"], preset, _gpus(options)[0], options.epochs, options.utilisation)
     return Outcome(plan_table(plans), [asdict(p) for p in plans])
 
 

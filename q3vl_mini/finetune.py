@@ -181,6 +181,7 @@ def finetune(
         )
         asked = {"reranker": None if reranker is None else str(reranker), "distil": distil, "budget": budget}
         asked |= {"epochs": epochs, "looks": looks, "patience": patience, "data": found.counts["digest"]}
+        asked |= {"instruction": instruction, "forget": forget, "shares": dict(shares)}
         claim(folder / "arguments.json", asked, "a run")
         found.save(folder)
         say(found)
@@ -385,8 +386,9 @@ def _planned(
         return {"steps": wanted, "why": f"{job.epochs:g} epochs of {queries} queries"}
     each = seconds_a_step()
     done = sum(job.run.finished(name) for name in ("embedder", "reranker", "distilled"))
-    # measuring base and merged model on MMEB-mini, and both results, finding the position
-    rest = 4 * job.measuring + job.run.preset.merge.steps * each
+    # both results are measured, MMEB-mini for `within_limit`, and what the rerankers score; and the position is found
+    measured = 2 + 1 + len(SHARES_OF_LAMBDA) + 2 * (job.trainings > 1)
+    rest = measured * job.measuring + job.run.preset.merge.steps * each
     left = job.budget.seconds - (time.monotonic() - job.started) - rest
     fits = int((left / (job.trainings - done) - job.looks * looking) / each)
     steps = min(wanted, max(fits, LEAST))

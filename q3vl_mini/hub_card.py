@@ -95,7 +95,21 @@ def _facts(model: Exported) -> str:
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    """Of a model that finetune() made: is it better on the person's data, and what did it forget?"""
+    said = {True: "recommended", False: "not recommended"}[verdict["recommended"]]
+    low, high = (f"{100 * float(x):+.1f}" for x in verdict["interval"].split(" to "))
+    return (
+        f"## Verdict\n\nOn the held-out queries of the data that it was fine-tuned on, against its base: "
+        f"**{verdict['on the held-out queries']}**, a difference of {100 * verdict['difference']:+.1f} points, 95 % "
+        f"interval {low} to {high}. Of its mean on MMEB-mini, the benchmark over Emoji World, it lost "
+        f"{100 * verdict['relative loss on MMEB-mini']:.1f} %. Of base, merged and fine-tuned model it is {said}."
+    )
+
+
 def _scores(model: Exported, results: Mapping[str, Any] | None) -> str:
+    if results is None and "verdict" in model.card:
+        return _verdict(model.card["verdict"])
     if results is None:
         return "## Scores\n\nNo results were given when this page was made."
     key, columns = _row_of(model, results)
@@ -144,6 +158,11 @@ def _row_of(model: Exported, results: Mapping[str, Any]) -> tuple[str, Mapping[s
 
 def _data(model: Exported) -> str:
     preset = model.card.get("preset")
+    if base := model.card.get("fine_tuned_from"):
+        return (
+            "## Training data\n\nPairs of queries and documents that a person brought, who knows their licence. "
+            f"Fine-tuned from `{base}`, whose own page tells what it saw before."
+        )
     if preset not in preset_names():
         return "## Training data\n\nNot known to q3vl_mini; see the base model's own page."
     stages = load_preset(preset).stages.items()
@@ -175,10 +194,12 @@ def _use(model: Exported) -> str:
 
 def _limits(model: Exported, results: Mapping[str, Any] | None) -> Iterator[str]:
     if model.trained_here and model.parameters < SMALL:
+        seen = "has seen nothing but Emoji World: drawings of emoji and short generated texts"
+        if "fine_tuned_from" in model.card:
+            seen = "has seen drawings of emoji, short generated texts, and the pairs that it was fine-tuned on"
         yield (
-            f"It has {model.parameters / 1e6:.0f} million parameters and has seen nothing but Emoji World: drawings of "
-            "emoji and short generated texts. On photographs, real documents and free text its answers mean little. "
-            "It shows how such a model is made; it is not for use."
+            f"It has {model.parameters / 1e6:.0f} million parameters and {seen}. On photographs, real documents and "
+            "free text its answers mean little. It shows how such a model is made; it is not for use."
         )
     if results is not None:
         yield (

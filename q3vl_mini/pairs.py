@@ -91,14 +91,15 @@ def read_pairs(
 ) -> Iterator[Pair | Fault]:
     """The rows of `data` in their order, each as a Pair, or as the Faults that keep it from being one.
 
-    A negative that cannot be used is a Fault and is left out; its pair stays. Files are looked for, not opened. Only
-    texts and paths are held: a table may be larger than memory.
+    A negative that cannot be used is a Fault and is left out; its pair stays. Files are looked for, not opened. Rows
+    are read one by one, and with `media` pictures are held as paths.
 
     Args:
         data: a table (.jsonl, .csv, .parquet); a folder of pictures, whose queries are their captions (metadata.jsonl
             as Hugging Face's ImageFolder has it, else a .txt file beside the picture, else the file's name); a
-            `datasets` data set, in memory or streamed; an iterable of rows (dicts); or {"train": one of these,
-            "test": another}, which is also what a DatasetDict is.
+            `datasets` data set, in memory, streamed, or the folder of `save_to_disk`; an iterable of rows (dicts); or
+            {"train": one of these, "test": another}, which is also what a DatasetDict is, and a folder that has nothing
+            but folders of these names.
         columns: {"query": "title"} where a column has another name.
         kinds: {"positive": "image"} where what a string is does not show in its ending: "text", "image" or "video".
         media: a folder where pictures go that are no files yet, so that they need not stay in memory.
@@ -113,6 +114,7 @@ def read_pairs(
         raise ValueError(f"unknown columns {sorted(unknown)}; they are {', '.join(COLUMNS)}")
     if wrong := set(kinds.values()) - set(MODALITIES):
         raise ValueError(f"unknown kinds {sorted(wrong)}; they are {', '.join(MODALITIES)}")
+    data = _in_splits(data)
     if isinstance(data, Mapping):
         if unknown := set(data) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown)}; they are {', '.join(SPLITS)}")
@@ -120,6 +122,18 @@ def read_pairs(
             yield from _read(part, columns, kinds, media, root, split)
     else:
         yield from _read(data, columns, kinds, media, root, "")
+
+
+def _in_splits(data: Any) -> Any:
+    """A folder as what is in it: a saved `datasets` data set, or {split: folder}; other data as it is."""
+    if not isinstance(data, (str, Path)) or not Path(data).is_dir():
+        return data
+    names = {file.name for file in Path(data).iterdir() if not file.name.startswith(".")}
+    if names & {"dataset_info.json", "dataset_dict.json"}:
+        return datasets.load_from_disk(str(data))
+    if names and names <= set(SPLITS):
+        return {split: Path(data) / split for split in SPLITS if split in names}
+    return data
 
 
 def _read(

@@ -206,10 +206,12 @@ def _collated(reader: Embedder | Reranker, batch: Batch) -> list[dict[str, Any]]
 class StagePlan:
     """What a stage needs on each GPU: GB by part, whether they fit, and the hours of the whole stage on all of them.
 
-    at_once: so many tokens could be embedded at once; what chunk_tokens may be.
+    at_once: so many tokens could be embedded at once; what chunk_tokens may be. hours: of training; mining, the
+    teacher's logits and evaluation come on top.
     """
 
     stage: str
+    steps: int
     tokens: Tokens
     memory_gb: dict[str, float]
     fits: bool
@@ -310,17 +312,18 @@ class Needs:
         flops = self.costs.flops(tokens.step, tokens.row) * passes + tokens.visual * self.costs.vision
         flops *= config.steps * config.accumulate
         hours = flops / (n_gpus * gpu.tflops * 1e12 * utilisation) / 3600
-        return StagePlan(name, tokens, memory, sum(memory.values()) <= gpu.memory_gb, at_once, hours)
+        fits, batches = sum(memory.values()) <= gpu.memory_gb, config.steps * config.accumulate
+        return StagePlan(name, batches, tokens, memory, fits, at_once, hours)
 
 
 def plan_table(plans: Sequence[StagePlan]) -> str:
     """The plans as a Markdown table."""
     parts = list(plans[0].memory_gb)
-    head = ["stage", "tokens a step", "visual", *(f"{part}, GB" for part in parts), "in all, GB", "fits"]
-    head += ["tokens at once", "hours"]
+    head = ["stage", "steps", "tokens a step", "visual", *(f"{part}, GB" for part in parts), "in all, GB", "fits"]
+    head += ["tokens at once", "hours of training"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for p in plans:
-        row = [p.stage, f"{p.tokens.step:,.0f}", f"{p.tokens.visual:,.0f}"]
+        row = [p.stage, f"{p.steps:,}", f"{p.tokens.step:,.0f}", f"{p.tokens.visual:,.0f}"]
         row += [f"{p.memory_gb[part]:.1f}" for part in parts]
         row += [f"{p.total_gb:.1f}", "yes" if p.fits else "no", f"at most {p.at_once:,}", f"{p.hours:.1f}"]
         lines.append("| " + " | ".join(row) + " |")

@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
 
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, spawn
@@ -38,8 +37,7 @@ def _worker(rank: int, module: str, arguments: list[str], n: int, port: int) -> 
     if loopback := [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]:
         group["GLOO_SOCKET_IFNAME"] = loopback[0]
     os.environ.update({name: str(value) for name, value in group.items()})
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank else nullcontext():  # one result
-        status = importlib.import_module(module).main(arguments)
+    status = importlib.import_module(module).main(arguments)
     if dist.is_initialized() and not status:
         dist.destroy_process_group()
     if status:

@@ -65,7 +65,8 @@ def assign(
     """Pairs by side, and what was wrong with the person's own split.
 
     Sides that the person's split lacks are taken from its training rows, by document. A row whose document, or a near
-    duplicate of it, is also on a side that comes before its own in PRIORITY is a leak, and is left out.
+    duplicate of it, is also on a side that comes before its own in PRIORITY is a leak, and is left out. One that only
+    asks the same, for another document, is named and kept: a label may well be asked for on both sides.
     """
     pairs, faults = list(pairs), []
     own = {pair.split for pair in pairs} - {None}
@@ -96,6 +97,13 @@ def assign(
                 Fault(first.row, "positive", "leak", f"is in {other}, and {side} had it too ({pair.row}, left out)"),
             ]
         sides[side] = kept
+    asked: dict[tuple, tuple[str, Pair]] = {}
+    for side in PRIORITY:
+        for pair in sides[side]:
+            other, first = asked.setdefault(likeness.near(pair.query), (side, pair))
+            if other != side:
+                told = f"is asked in {side} and, of another document, in {other} ({first.row}); kept"
+                faults.append(Fault(pair.row, "query", "shared query", told))
     return sides, faults
 
 

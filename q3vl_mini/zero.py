@@ -1,9 +1,9 @@
 """What training needs besides each trained weight, split among the processes: ZeRO, stages 1 and 2, by DeepSpeed.
 
 Adam keeps two moments a weight, and each process its own copy of them and of the averaged gradient. With ZeRO each
-process keeps a part (stage 1: of the moments; stage 2: of the averaged gradients too), updates that part of the
-weights, and all hand each other what is new. For an adapter that is little; it is for full fine-tuning
-(`lora_rank = 0`, a stage at a time). Frozen weights are split by `sharding.py`.
+process keeps a part (stage 1: of the moments; stage 2: of the averaged gradients too, once a step's backward passes are
+over), updates that part of the weights, and all hand each other what is new. For an adapter that is little; it is
+for full fine-tuning (`lora_rank = 0`, a stage at a time). Frozen weights are split by `sharding.py`.
 
 DeepSpeed's engine gets the trained weights, not the model: forward and backward stay those of `train.fit`, of which a
 gradient cache has several a step, and the engine is told to wait for the last. So losses, numbers and checkpoints are

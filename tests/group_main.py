@@ -12,5 +12,4 @@ def main(arguments):
     accelerator = Accelerator(cpu=True)
     ranks = accelerator.gather(torch.tensor([accelerator.process_index])).tolist()
     Path(folder, str(accelerator.process_index)).write_text(f"{ranks} {os.environ['OMP_NUM_THREADS']}")
-    print(f"said by {accelerator.process_index}")
     return int(status) if accelerator.process_index else 0

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from q3vl_mini import backbone, evaluate
+from q3vl_mini import backbone, cli, evaluate
 from q3vl_mini import finetune as path
 from q3vl_mini.config import MiningConfig
+from q3vl_mini.demo.models import Models
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world import tasks
+from q3vl_mini.export import export
 from q3vl_mini.finetune import Budget, Finetuned, Job, finetune, finetune_preset
 from q3vl_mini.media import MediaBudget
 from q3vl_mini.records import Quadruple, Relevance
@@ -102,6 +104,20 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
     assert Reranker(out / "reranker/model").card["stage"] == "reranker"
     assert Embedder(out / "merged/model").card["verdict"]["recommended"] == (verdict["ship"] == "merged")
 
+    # it goes out again: exported with its verdict; its folder fills an index, and is a model of the demo
+    page = (export(out / "merged/model", tmp_path / "exported") / "README.md").read_text()
+    assert f"**{verdict['own']['differences']['merged']['word']}**" in page and "nothing but Emoji World" not in page
+    photos, merged = tmp_path / "photos", str(out / "merged/model")
+    photos.mkdir()
+    for i in (0, 3, 6):
+        shutil.copy(tmp_path / f"{i}.png", photos)
+    assert cli.main(["index", "create", str(tmp_path / "index"), str(photos), "--model", merged, "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["search", str(tmp_path / "index"), "red cat", "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    with Models([merged], None).embedder(merged) as embedder:
+        assert embedder.card["verdict"] == Embedder(merged).card["verdict"]
+
     # the base's scores are those that a plain evaluation of the base gives
     test = survey(table, progress=False).splits["test"]
     budget = MediaBudget(image_max_tokens=1280, fps=2.0)
@@ -117,8 +133,9 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
     assert again.verdict["own"] == made.verdict["own"]
     less = [row for row in map(json.loads, table.read_text().splitlines()) if "number" in row["positive"]]
     options["budget"] = "5steps"
-    with pytest.raises(ValueError, match="a run with another budget, data; give another folder"):
-        finetune(less, small_checkpoint, out, qat=True, progress=False, **options)
+    with pytest.raises(ValueError, match="a run with another budget, data, instruction, forget; give another folder"):
+        asked = {"instruction": "Find another.", "forget": 0.5}
+        finetune(less, small_checkpoint, out, qat=True, progress=False, **asked, **options)
 
 
 @pytest.mark.slow
@@ -227,9 +244,10 @@ def test_steps_are_what_the_epochs_take_or_what_fits(run, monkeypatch):
 
     assert steps(Budget(steps=7))[0] == 7
     assert steps(Budget()) == (25, "10 epochs of 20 queries")  # 200 / 8
-    # 600 s, of which 60 are gone, 4 x 15 measure, 3 x 0.5 position and 6 x 1 look: 472.5 s of 0.5 s each
-    assert steps(Budget(600), epochs=10_000) == (945, "what fits into the budget")
-    assert steps(Budget(600), epochs=10_000, trainings=2)[0] == 466  # half of 478.5 s, less the looks
+    # 600 s, of which 60 are gone, 7 x 15 measure, 3 x 0.5 position and 6 x 1 look: 427.5 s of 0.5 s each
+    assert steps(Budget(600), epochs=10_000) == (855, "what fits into the budget")
+    # with a reranker 2 x 15 more measure; half of 403.5 s is for each, less the looks
+    assert steps(Budget(600), epochs=10_000, trainings=2)[0] == 391
     assert steps(Budget(600))[0] == 25
     steps_left, why = steps(Budget(70))
     assert steps_left == path.LEAST and "used up" in why

@@ -1,6 +1,7 @@
 """media.py: what is read, how it is sampled and fitted, against the checkpoint's own processors."""
 
 import io
+import re
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
@@ -114,9 +115,10 @@ def test_every_image_keeps_its_budget(processor, limits):
         assert n_tokens >= min(limits[0], limits[1] // 2), size
 
 
-def test_an_aspect_ratio_beyond_200_names_item_and_remedy(processor):
-    with pytest.raises(ValueError, match=r"item 17, image 0: 2000 x 5 pixels .*crop it or add a border"):
-        prepare(smooth(5, 2000), "image", BUDGET, processor, where="item 17, image 0")
+@pytest.mark.parametrize(("width", "height"), [(2000, 5), (1, 10_000)])
+def test_an_aspect_ratio_beyond_200_names_item_and_remedy(processor, width, height):
+    with pytest.raises(ValueError, match=rf"item 17, image 0: {width} x {height} pixels .*crop it or add a border"):
+        prepare(smooth(height, width), "image", BUDGET, processor, where="item 17, image 0")
 
 
 def test_an_image_is_the_same_from_pil_array_path_bytes_and_drawing(tmp_path):
@@ -202,16 +204,22 @@ def test_files_of_every_kind_show_the_colours_that_they_were_saved_with():
         assert np.abs(difference).mean() <= off and np.abs(difference).mean(axis=(0, 1)).max() <= 2 * off
 
 
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90), dtype=np.uint8))
+
+
 @pytest.mark.parametrize(
     "image, message",
     [
+        (b"", "cannot identify"),
+        (saved(NOISE, "PNG")[:4000], "truncated"),
+        (saved(NOISE, "JPEG")[:2000], "truncated"),
         (Image.new("RGB", (0, 9)), "0 x 9 pixels, and at least 1"),
         (Image.new("1", (30_000, 3_000)), "30000 x 3000 pixels, .* at most 89478485 are read"),
         (saved(Image.new("1", (30_000, 3_000)), "PNG"), "30000 x 3000 pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "cannot identify"),
     ],
-    ids=["no pixels", "bomb", "bomb file", "EPS", "SVG"],
+    ids=["empty", "PNG cut off", "JPEG cut off", "no pixels", "bomb", "bomb file", "EPS", "SVG"],
 )
 def test_what_must_not_be_opened_is_named(image, message):
     with pytest.raises(ValueError, match=f"item 3: cannot read .*{message}.*replace the file or drop it"):
@@ -352,13 +360,30 @@ def test_what_is_no_video_is_named_with_the_remedy(processor, value, message):
         prepare(value, "video", BUDGET, processor, where="item 3, video 0")
 
 
-def test_a_file_cut_off_in_the_middle_is_named_or_ends_with_its_last_frame(processor, tmp_path):
-    write_video(str(tmp_path / "a.mkv"), counting_frames(24), fps=8, format="matroska")
-    data = (tmp_path / "a.mkv").read_bytes()
-    frames, _ = load_video(data[: len(data) // 2], MediaBudget(fps=8.0))
-    assert len(frames) >= 2
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+def test_a_file_cut_off_in_the_middle_is_named_or_ends_with_its_last_frame(container, processor, tmp_path):
+    write_video(str(tmp_path / "a"), counting_frames(24), fps=8, format=container)
+    data, lengths = (tmp_path / "a").read_bytes(), []
+    for fifth in range(1, 6):
+        try:
+            frames, _ = load_video(data[: fifth * len(data) // 5], MediaBudget(fps=8.0), "item 3")
+            lengths.append(len(frames))
+        except ValueError as error:
+            assert re.match("item 3: cannot read", str(error))
+    assert lengths == sorted(lengths) and lengths[-1] == 24
+    assert len(lengths) > 1 or container == "mp4"  # whose index is at its end
     with pytest.raises(ValueError, match="item 0, video 0: cannot read"):
         prepare(data[:20], "video", BUDGET, processor, where="item 0, video 0")
+
+
+def test_a_film_of_sound_alone_is_named(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as film:
+        stream = film.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        film.mux([*stream.encode(silence), *stream.encode(None)])
+    with pytest.raises(ValueError, match="item 3: "):
+        load_video(tmp_path / "a.mp4", BUDGET, "item 3")
 
 
 def test_a_playlist_opens_no_other_file(tmp_path):

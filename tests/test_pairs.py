@@ -212,3 +212,25 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
     rows = [{"query": "q", "positive": {"image": name}} for name in ("a" * 5000, "a\0b", "a/" * 3000)]
     faults = list(read_pairs(write_jsonl(tmp_path / "t.jsonl", rows)))
     assert [(fault.row.number, fault.kind) for fault in faults] == [(n, "missing file") for n in range(3)]
+
+
+def test_a_data_set_that_was_saved_to_disk_is_read_with_its_splits(tmp_path):
+    parts = {split: datasets.Dataset.from_list([{"query": split, "positive": "x"}]) for split in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["train"].save_to_disk(tmp_path / "one")
+    assert [(pair.query, pair.split) for pair in read_pairs(tmp_path / "both")] == [
+        ({"text": "train"}, "train"),
+        ({"text": "test"}, "test"),
+    ]
+    assert [(pair.query, pair.split) for pair in read_pairs(tmp_path / "one")] == [({"text": "train"}, None)]
+
+
+def test_folders_that_are_called_like_splits_are_splits(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / f"red_{split}.png")
+    assert {(pair.query["text"], pair.split) for pair in read_pairs(tmp_path)} == {
+        (f"red {split}", split) for split in ("train", "validation", "test")
+    }
+    Image.new("RGB", (8, 8)).save(tmp_path / "beside.png")
+    assert {pair.split for pair in read_pairs(tmp_path)} == {None}

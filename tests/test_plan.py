@@ -111,7 +111,8 @@ def test_more_gpus_take_less_time_and_the_cache_bounds_memory(small_preset, monk
 def test_the_command_prints_a_table_of_the_stages(capsys):
     main(["plan", "--preset", "colab", "--gpu", "T4", "--backbone", "q3vl-tiny"])
     lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[0].startswith("| stage | tokens a step |") and len(lines) == 2 + len(load_preset("colab").stages)
+    assert lines[0].startswith("| stage | steps | tokens a step |")
+    assert len(lines) == 2 + len(load_preset("colab").stages)
 
 
 def test_fine_tuning_is_planned_in_four_ways_on_the_pairs_at_hand(tmp_path, capsys):

@@ -240,6 +240,15 @@ def test_fifty_planted_faults_are_named_by_their_rows_and_the_rest_is_used(plant
     assert found.counts["visuals"]["document"]["number"] == 250 - 2  # two of the training's were leaks
 
 
+def test_a_query_of_two_sides_of_ones_own_split_is_named_and_kept():
+    rows = [{"query": f"words {i}", "positive": f"text {i}", "split": "train"} for i in range(30)]
+    rows += [{"query": f"other {i}", "positive": f"page {i}", "split": s} for i, s in enumerate(("validation", "test"))]
+    rows.append({"query": "Words 4", "positive": "another text", "split": "test"})
+    found = survey(rows, progress=False)
+    assert [(fault.row.number, fault.kind) for fault in found.faults] == [(4, "shared query")]
+    assert "row 32" in str(found.faults[0]) and len(found.splits["train"]) == 30
+
+
 def test_a_survey_without_a_usable_row_says_why():
     with pytest.raises(ValueError, match="none of 1 rows can be used: row 0, query: empty cell"):
         survey([{"query": "", "positive": "x"}], progress=False)

@@ -23,7 +23,10 @@ MEASURE = {
     "translations": [],
     "icons": [],
     "pages": ["--set", "data.image_max_tokens=144", "--set", "stages.embedder.batch_size=16"],
+    "pages_larger": ["--set", "data.image_max_tokens=400", "--set", "stages.embedder.batch_size=16"],
 }
+MEASURE["pages_larger"] += ["--set", "stages.embedder.n_negatives=0", "--budget", "60steps", "--looks", "4"]
+OF_DATA = {"pages_larger": "pages"}  # the same data at another size
 PITFALLS = ("translations",)
 PLANNED = ("icons",)
 
@@ -52,7 +55,7 @@ def measure() -> None:
     for name, arguments in MEASURE.items():
         if not (RESULTS / f"{name}.json").is_file():
             places = ["--folder", DATA / "runs" / name, "--results", RESULTS / f"{name}.json"]
-            call("measure", [DATA / name, *places, *arguments])
+            call("measure", [DATA / OF_DATA.get(name, name), *places, *arguments])
 
 
 def pitfalls() -> None:

@@ -11,6 +11,7 @@ from q3vl_mini.report import fill, rewrite
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
 TITLES = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
+TITLES |= {"pages_larger": "manual pages, larger"}
 SETS = {name: title for name, title in TITLES.items() if (RESULTS / f"{name}.json").is_file()}
 
 
@@ -32,6 +33,10 @@ def verdicts() -> str:
     found = {name: results(name) for name in SETS}
     tests = {name: found[name]["survey"]["splits"]["test"] for name in SETS}
     rows = {"queries, documents": [f"{t['queries']}, {t['documents']}" for t in tests.values()]}
+    visual = [f["survey"]["visuals"]["document"].get("tokens", {}).get("median") for f in found.values()]
+    rows["visual tokens a document, half have at most"] = ["none" if n is None else str(n) for n in visual]
+    asked = [next(c for c in f["own"]["models"]["base"].values() if "ci" in c) for f in found.values()]
+    rows["metric, chance"] = [f"{c['metric']}, {100 * c['chance']:.1f}" for c in asked]
     for model in ("base", "merged", "fine-tuned"):
         columns = [c for f in found.values() for c in f["own"]["models"][model].values() if "ci" in c]
         rows[model] = [percent(c["score"], c["ci"]) for c in columns]
