@@ -21,7 +21,7 @@ from q3vl_mini.data import load_quadruple
 from q3vl_mini.doctor import Check, _presets, doctor_table
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.index import Index
-from q3vl_mini.items import Skipped, embed_items, load_vectors, read_items
+from q3vl_mini.items import Skipped, embed_items, embed_to_folder, load_vectors, read_items
 from q3vl_mini.reranker import Reranker
 from q3vl_mini.stages import RECIPES
 from q3vl_mini.stores import LanceStore, open_store
@@ -368,3 +368,20 @@ def test_doctor_says_where_data_is_missing(tmp_path, monkeypatch, capsys):
 
 def test_the_table_of_checks_shows_the_remedy():
     assert doctor_table([Check("x", "note", "absent", "install x")]) == "note     x  absent (install x)"
+
+
+def test_two_processes_embed_every_second_shard_and_the_folder_is_that_of_one(small_checkpoint, tmp_path):
+    table = tmp_path / "items.jsonl"
+    table.write_text("".join(json.dumps({"id": str(i), "text": f"words {i}"}) + "\n" for i in range(11)))
+    embedder = Embedder(small_checkpoint)
+
+    def embed(folder, rank, world):
+        return embed_to_folder(embedder, table, tmp_path / folder, shard_size=3, rank=rank, world=world, progress=False)
+
+    for folder, world in (("one", 1), ("two", 2)):
+        for rank in range(world):
+            assert embed(folder, rank, world) == []
+            if world == 2 and rank == 0:
+                assert sorted(file.name for file in (tmp_path / folder).glob("*.npy")) == ["00000.npy", "00002.npy"]
+    (one, vectors, *_), (two, others, *_) = (load_vectors(tmp_path / folder) for folder in ("one", "two"))
+    assert one == two == [str(i) for i in range(11)] and np.array_equal(vectors, others)

@@ -1,6 +1,7 @@
 """A dry run goes through every stage of a large preset, with the preset's own settings, in the size of a test."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 from fake_world import FAKE, fake_quadruple
 from safetensors.torch import load_file, save_file
 
-from q3vl_mini import cli, train
+from q3vl_mini import cli, sharding, train, zero
+from q3vl_mini import dry_run as dry
 from q3vl_mini.config import differences, load_preset
 from q3vl_mini.dry_run import dry_run, public_sets, shrunk, told, usable_dtype, with_stand_ins
 from q3vl_mini.emoji_world import tasks
@@ -107,3 +109,15 @@ def test_the_command_names_a_folder_and_results_of_its_own(monkeypatch, capsys):
     assert cli.main(["run", "--preset", "full", "--dry-run", "real", "--backbone", "q3vl-tiny"]) == 0
     preset, _, real, stand_in, *_ = asked[1]
     assert (asked[0][2], real, stand_in, preset.backbone) == (False, True, None, "q3vl-tiny")
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP"])
+def test_a_launch_is_taken_over_before_accelerate_makes_its_state(name, tmp_path, monkeypatch):
+    for module in (sharding, zero):
+        monkeypatch.setenv(module.ASKED, "null")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    seen = []
+    monkeypatch.setattr(dry, "PartialState", lambda **_: seen.append(os.environ[f"ACCELERATE_USE_{name}"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dry_run(load_preset("tiny"), tmp_path / "run", real=True)
+    assert seen == ["false"]
