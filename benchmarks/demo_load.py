@@ -13,9 +13,9 @@ be no result is that the queue is full (HTTP 503).
 Memory is the resident set of the demo's process, read every STEP seconds. Before the clients come, as many pages are
 opened as the demo keeps answers of; and memory counts when they have been at it for SETTLE seconds, in which the demo
 gets its threads and fills what else it keeps. So that it does, the visual features of uploaded pictures have
-STORE_BYTES here; with what a demo gives them they would fill for the whole of the test, and look like a leak. Start and
-end are medians of the first and last fifth of the readings, the slope is that of the line with the least squares. The
-readings swing by some 60 MB: over three minutes the slope came out between -3 and 18 MB a minute, so it takes eleven.
+STORE_BYTES here; a demo gives them more, which they would fill for the whole of the test. Start and end are medians of
+the first and last fifth of the readings, the slope is that of the line with the least squares. The readings swing with
+what is under way, so that a slope over a few minutes says nothing; therefore it takes eleven.
 """
 
 import argparse

@@ -52,7 +52,8 @@ def dry_run(
     if results.is_file():
         raise ValueError(f"{results} is there: a dry run that is finished; remove {folder}, or give another folder")
     small = shrunk(preset) if real else with_stand_ins(preset, backbone or STAND_IN, folder / "public")
-    sharding.asked_by_launch(), zero.asked_by_launch()  # accelerate would take a launch with these for its own
+    sharding.asked_by_launch()  # accelerate would take a launch with these for its own
+    zero.asked_by_launch()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     if state.is_main_process:
         print(f"A dry run of {preset.name!r} in {folder}. What is not as in the preset:", flush=True)

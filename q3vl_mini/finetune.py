@@ -40,7 +40,7 @@ from .records import Quadruple
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
 from .splits import SHARES
-from .stages import Run, batch_stream, mined_labels, pairs_in_order, teacher_logits, with_labels
+from .stages import Run, batch_stream, mined_labels, pairs_in_order, teacher_logits, thinned, with_labels
 from .survey import survey
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
 from .verdict import BASE, FORGET, judge, verdict_page, word
@@ -241,8 +241,7 @@ def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str]
 def mmeb_mini(preset: Preset, split: str) -> list[Quadruple]:
     """MMEB-mini as small as the preset's data section says, on one of its splits."""
     sizes = preset.data
-    benchmark = tasks.benchmark(split, sizes.test_rows, sizes.test_seed)
-    return [quadruple.thin(sizes.test_documents) for quadruple in benchmark] if sizes.test_documents else benchmark
+    return thinned(tasks.benchmark(split, sizes.test_rows, sizes.test_seed), sizes.test_documents)
 
 
 def mine(run: Run, base: Embedder, train: Quadruple) -> Quadruple:

@@ -58,7 +58,7 @@ def asked_by_launch(environment: MutableMapping[str, str] = os.environ) -> dict[
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed's settings without those that are "auto". ValueError names what we cannot take, and the remedy."""
-    settings = {name: value for name, value in settings.items() if value != "auto"}
+    settings = _without_auto(settings)
     if taken := [name for name in FROM_PRESET if name in settings]:
         raise ValueError(
             f"DeepSpeed's configuration has {', '.join(taken)}, which the preset says (batch_size, accumulate, clip, "
@@ -73,6 +73,11 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if away := [name for name in ("offload_optimizer", "offload_param") if name in zero]:
         raise ValueError(f"DeepSpeed's zero_optimization has {', '.join(away)}, which is not supported; leave it out")
     return settings
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: value for name, value in settings.items() if value != "auto"}
+    return {name: _without_auto(x) if isinstance(x, Mapping) else x for name, x in settings.items()}
 
 
 class ZeroOptimizer:

@@ -146,7 +146,8 @@ def test_settings_that_are_not_taken_are_named_with_the_remedy(tmp_path, launche
 
 def test_what_is_left_to_the_trainer_may_stay_in_the_file(tmp_path, launched):
     file = tmp_path / "deepspeed.json"
-    file.write_text(json.dumps({**STAGE[1], "train_batch_size": "auto", "gradient_clipping": "auto"}))
+    zero = {**STAGE[1]["zero_optimization"], "reduce_bucket_size": "auto"}
+    file.write_text(json.dumps({"zero_optimization": zero, "train_batch_size": "auto", "gradient_clipping": "auto"}))
     launched(config_file=file)
     assert asked_by_launch() == STAGE[1]
 
