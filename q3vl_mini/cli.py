@@ -173,7 +173,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--folder", type=Path, required=True, help="for all results")
     read_as(command)
     command.add_argument("--instruction", help="what is wanted, for queries without one of their own")
-    command.add_argument("--reranker", help="also train this reranker")
+    command.add_argument(
+        "--reranker", default="auto", help="to train too (default: that of the base, if rows bring negatives); or none"
+    )
     command.add_argument("--distil", action="store_true", help="let the reranker teach the embedder")
     command.add_argument("--qat", action="store_true", help="train for int8 and binary codes too")
     command.add_argument("--budget", help='"10m" or "2h" for all of it, or "1000steps" for each training')

@@ -172,7 +172,7 @@ def finetune_on_pairs(options: Options) -> Outcome:
         root=options.root,
         may_skip=options.may_skip,
         instruction=options.instruction,
-        reranker=options.reranker,
+        reranker=None if options.reranker == "none" else options.reranker,
         distil=options.distil,
         qat=options.qat,
         budget=options.budget,

@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from . import backbone, combine, evaluate, merge
+from .backbone import inner
 from .checkpoint import claim, load_checkpoint, save_checkpoint
 from .compression import Quantizers
 from .config import Preset, StageConfig, load_config, override
@@ -46,6 +47,8 @@ from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker
 from .verdict import BASE, FORGET, judge, verdict_page, word
 
 DEFAULTS = Path(__file__).with_suffix(".toml")
+AUTO = "auto"
+TINY, RELEASED = "q3vl-tiny", "Qwen3-VL-Embedding-"  # backbones that a reranker is published for
 QAT = {"int8": 0.1, "binary": 0.1}  # weights of the quantised losses, where they are asked for
 TRIED = 4  # steps by which the time of a step is measured
 LEAST = 8  # steps, however short the time
@@ -122,7 +125,7 @@ def finetune(
     may_skip: float = 0.1,
     instruction: str | None = None,
     shares: Mapping[str, float] = SHARES,
-    reranker: str | Path | None = None,
+    reranker: str | Path | None = AUTO,
     distil: bool = False,
     qat: bool = False,
     budget: str | None = None,
@@ -139,7 +142,9 @@ def finetune(
         data, columns, kinds, root: the pairs; see pairs.read_pairs. may_skip, instruction, shares: see survey.survey.
         model: the base, an embedder or a raw Qwen3-VL: a folder, a shipped name or a Hub id.
         folder: for all results.
-        reranker: also train this reranker, if the data has negatives or mining found some.
+        reranker: "auto" also trains the reranker that goes with the base (`reranker_beside`) if rows bring negatives of
+            their own. A folder, a shipped name or a Hub id trains that one, also where only mining found negatives;
+            None trains none.
         distil: let the trained reranker teach the embedder (equation 3).
         qat: also train for int8 and binary codes, with learned steps.
         budget: "10m", "2h": of the whole path; a few steps are measured, and the number of steps is set to fit.
@@ -185,6 +190,11 @@ def finetune(
         claim(folder / "arguments.json", asked, "a run")
         found.save(folder)
         say(found)
+        if reranker == AUTO:
+            brings_negatives = found.counts["rows_with_negatives"] and found.counts["task"] != "sts"
+            reranker = reranker_beside(base) if brings_negatives else None
+            if distil and reranker is None:
+                raise ValueError("distil needs a teacher, and the data has no negatives to train it on; name a reranker")
         test, sizes, benchmark = found.splits["test"], run.preset.data, mmeb_mini(run.preset, "test")
         own, general = {}, {}
 
@@ -238,6 +248,21 @@ def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str]
     return preset
 
 
+def reranker_beside(base: Embedder) -> str | None:
+    """The reranker to start from: the released or shipped one of the base's backbone, else the backbone itself.
+
+    None if that is a full embedder, or has no head for words.
+    """
+    model = inner(base.model)
+    name = model.name_or_path
+    if RELEASED in name:
+        return name.replace(RELEASED, "Qwen3-VL-Reranker-")
+    if name == TINY:
+        return "reranker"
+    is_adapter = isinstance(base.model, PeftModel)
+    return name if model.has_head and (is_adapter or base.backbone.card.get("role") != "embedder") else None
+
+
 def mmeb_mini(preset: Preset, split: str) -> list[Quadruple]:
     """MMEB-mini as small as the preset's data section says, on one of its splits."""
     sizes = preset.data
@@ -253,14 +278,17 @@ def mine(run: Run, base: Embedder, train: Quadruple) -> Quadruple:
     if config is None or train.task == "sts":
         return train
     if not file.is_file():
+        vectors, size = run.folder / "vectors", run.preset.data.batch_size
         [(_, queries, corpus)] = evaluate.encoded(
-            base, [train], batch_size=run.preset.data.batch_size, progress=run.progress
+            base, [train], batch_size=size, progress=run.progress, folder=vectors
         )
         k = config.k or max(1, NEIGHBOURS // len(train))
         labels = mined_labels(train, queries, corpus, replace(config, k=k))
         kept = {row for row, _, _ in labels["rows"]}
         dropped = [{"query": i, "shows": str(train.queries[i])[:200]} for i in range(len(train)) if i not in kept]
         write_json(file, labels | {"dropped": dropped}, ensure_ascii=False)
+        del queries, corpus  # Windows does not delete a file that is mapped
+        discard(vectors)
     return with_labels(train, json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -535,7 +563,7 @@ def judge_reranker(run: Run, reranker: str | Path, embedder: Embedder, test: Qua
     said = word(difference)
     ship = str(run.folder / "reranker" / "model") if said == "better" else str(reranker)
     scores = {name: columns[test.task].score for name, columns in results.items()}
-    return {"scores": scores, "top_k": top_k, **difference._asdict(), "word": said, "ship": ship}
+    return {"base": str(reranker), "scores": scores, "top_k": top_k, **difference._asdict(), "word": said, "ship": ship}
 
 
 def _for_card(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ STEP = 6  # grey levels of 255 that count as darker: less is what compression le
 BITS = 2 * RASTER * RASTER
 NEAR_BITS = 48  # of the 512 that near duplicates may differ in
 NEAR_SHARE = 0.25  # of the bits set in either: a page of text, or a drawing of few lines, sets few
+KEY = 64  # characters of a text that its key shows
 NEAR_COLOUR = 16  # levels of 255 that a part's mean colour may differ by
 
 
@@ -65,10 +66,21 @@ def near_pairs(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
     return sorted((i, j) for i, j in pairs if fingerprints[i].is_near(fingerprints[j]))
 
 
+class _Spaces(dict):
+    """For str.translate: a space for what is no letter, mark or number."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")
+        return self[code]
+
+
+_SPACES = _Spaces()
+
+
 def normal_text(text: str) -> str:
     """The text without case, accents' encoding, punctuation and repeated spaces; signs alone stay as they are."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    words = folded.translate(_SPACES).split()
     return " ".join(words) or folded.strip()
 
 
@@ -120,14 +132,15 @@ class Likeness:
 
     def exact(self, instance: Instance) -> tuple:
         """Equal for instances of the same content; what an instance's instruction says does not count."""
-        return tuple((k, v.strip() if k == "text" else self._look(k, v).digest) for k, v in _parts(instance))
+        return tuple((k, text_key(v.strip()) if k == "text" else self._look(k, v).digest) for k, v in _parts(instance))
 
     def near(self, instance: Instance) -> tuple:
         """Equal for instances that are the same but for case, signs, size or compression."""
         if self._near is None:
             self._near = self._near_digests()
         return tuple(
-            (k, normal_text(v) if k == "text" else self._near[self._look(k, v).digest]) for k, v in _parts(instance)
+            (k, text_key(normal_text(v)) if k == "text" else self._near[self._look(k, v).digest])
+            for k, v in _parts(instance)
         )
 
     def _look(self, kind: str, value: Any) -> Seen:
@@ -148,6 +161,13 @@ class Likeness:
         for digest in digests:
             least.setdefault(groups.find(digest), digest)
         return {digest: least[groups.find(digest)] for digest in digests}
+
+
+def text_key(text: str) -> str:
+    """What stands for a text: itself if it is short, else its beginning and a hash, so that keys fit into memory."""
+    if len(text) <= KEY:
+        return text
+    return f"{text[:KEY]} {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def _parts(instance: Instance) -> list[tuple[str, Any]]:

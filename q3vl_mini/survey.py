@@ -4,24 +4,27 @@ Nothing that is wrong ends the survey. A row that cannot be used is left out and
 """
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .likeness import Likeness
+from .likeness import Likeness, text_key
 from .media import MediaBudget, as_list
 from .pairs import SPLITS, Fault, Pair, read_pairs
 from .records import MODALITIES, Instance, Quadruple, is_empty, too_many
 from .report import write_json
 from .sheets import contact_sheet
+from .spill import Spill
 from .splits import SHARES, assign, task_of, to_quadruple
 
 SHARED_SHOWN = 10  # documents with many queries that are listed
+CHARACTERS_AT_ONCE = 50_000  # that are counted in tokens
 LISTED = 200  # faults in the page; all are in the JSON
 
 
@@ -69,6 +72,8 @@ def survey(
     """Read, check and split a person's data. Arguments of reading: see pairs.read_pairs.
 
     Args:
+        media: a folder for what need not stay in memory: pictures that are no files yet, and the content of the rows,
+            of which keys, counts and positions are left, about a kilobyte a row.
         may_skip: share of the rows that may be unusable; more of the first records.ENOUGH_ROWS, or later, stop the
             reading.
         instruction: the task in a sentence, for rows without their own.
@@ -80,6 +85,7 @@ def survey(
         FileNotFoundError, ValueError: the data cannot be read at all, no row of it can be used, or too few can.
     """
     likeness, faults, pairs, rows = Likeness(budget or MediaBudget()), [], [], set()
+    spill = None if media is None else Spill(media)
     reading = read_pairs(data, columns, kinds, media, root)
     for found in tqdm(reading, desc="read", unit="row", disable=not progress):
         if found.row not in rows:
@@ -88,7 +94,7 @@ def survey(
         if isinstance(found, Fault):
             faults.append(found)
         elif (pair := _opened(found, likeness, faults)) is not None:
-            pairs.append(pair)
+            pairs.append(pair if spill is None else _spilled(pair, spill))
     _check_left_out(len(rows), len(pairs), may_skip, faults)
     pairs = list(_comparable(pairs, faults))
     pairs = list(_once(pairs, likeness, faults))
@@ -149,7 +155,12 @@ def _opened(pair: Pair, likeness: Likeness, faults: list[Fault]) -> Pair | None:
     negatives = tuple(item for item in pair.negatives if can_be_seen(item, "negatives"))
     if not all(sound):
         return None
-    return Pair(pair.row, pair.query, pair.positives, negatives, pair.score, pair.split)
+    return replace(pair, negatives=negatives)
+
+
+def _spilled(pair: Pair, spill: Spill) -> Pair:
+    positives, negatives = (tuple(map(spill.put, items)) for items in (pair.positives, pair.negatives))
+    return replace(pair, query=spill.put(pair.query), positives=positives, negatives=negatives)
 
 
 def _comparable(pairs: Sequence[Pair], faults: list[Fault]) -> Iterator[Pair]:
@@ -229,16 +240,40 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
 
 
 def _texts(items: Sequence[Instance], tokenizer: Any, max_length: int | None) -> dict[str, Any]:
-    texts = list({t for item in items for t in as_list(item.get("text"), "text") if not is_empty(t)})
-    if not texts:
+    characters, tokens = array("q"), array("q")
+    for texts in _in_blocks(_distinct_texts(items)):
+        characters.extend(map(len, texts))
+        if tokenizer is not None:
+            tokens.extend(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    if not characters:
         return {"number": 0}
-    out: dict[str, Any] = {"number": len(texts), "characters": _spread([len(text) for text in texts])}
+    out: dict[str, Any] = {"number": len(characters), "characters": _spread(characters)}
     if tokenizer is not None:
-        tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         out["tokens"] = _spread(tokens)
         if max_length is not None:
             out["longer_than_the_model_reads"] = sum(n > max_length for n in tokens)
     return out
+
+
+def _distinct_texts(items: Sequence[Instance]) -> Iterator[str]:
+    known = set()
+    for item in items:
+        for text in as_list(item.get("text"), "text"):
+            if not is_empty(text) and text_key(text) not in known:
+                known.add(text_key(text))
+                yield text
+
+
+def _in_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    block, size = [], 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size > CHARACTERS_AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _visuals(items: Sequence[Instance], likeness: Likeness) -> dict[str, Any]:

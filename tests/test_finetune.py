@@ -85,7 +85,7 @@ def full_weights(path):
 @pytest.mark.slow
 def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path, capsys):
     out = tmp_path / "out"
-    options = {"budget": "4steps", "looks": 2, "changes": CHANGES, "reranker": small_checkpoint, "distil": True}
+    options = {"budget": "4steps", "looks": 2, "changes": CHANGES, "distil": True}  # the rows bring negatives
     made = finetune(table, small_checkpoint, out, qat=True, **options)
 
     names = {file.name for file in out.iterdir()}
@@ -101,7 +101,8 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
         assert [check["step"] for check in metrics["checks"]] == [0, 2, 4] and metrics["plan"]["steps"] == 4
         assert not (out / name / "state").exists() and (out / name / "curve.png").is_file()
     assert Embedder(out / "embedder/model").quantizers.of(64, "int8").initialised
-    assert Reranker(out / "reranker/model").card["stage"] == "reranker"
+    card = Reranker(out / "reranker/model").card
+    assert card["stage"] == "reranker" and verdict["reranker"]["base"] == str(small_checkpoint.resolve())
     assert Embedder(out / "merged/model").card["verdict"]["recommended"] == (verdict["ship"] == "merged")
 
     # it goes out again: exported with its verdict; its folder fills an index, and is a model of the demo
@@ -143,7 +144,9 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
 def test_the_merged_model_is_base_plus_lambda_times_the_change(start, small_checkpoint, benchmark, table, tmp_path):
     base = small_checkpoint if start == "full" else random_adapter(small_checkpoint, tmp_path / "base", 1)
     changes = (*CHANGES, "merge.lr=0.2", "merge.mu=1000.0")  # so that lambda does not stay where it starts
-    finetune(table, base, tmp_path / "out", budget="3steps", looks=1, changes=changes, progress=False)
+    options = {"budget": "3steps", "looks": 1, "changes": changes, "reranker": None}
+    finetune(table, base, tmp_path / "out", progress=False, **options)
+    assert not (tmp_path / "out/reranker").exists()
     lam = json.loads((tmp_path / "out/merged/metrics.json").read_text())["lambda"]
     w0, w1, merged = (full_weights(x) for x in (base, tmp_path / "out/embedder/model", tmp_path / "out/merged/model"))
     assert 0 <= lam <= 1 and lam != 1
@@ -318,9 +321,29 @@ def test_lambda_is_lowered_until_half_of_what_may_be_forgotten_is_left(scores, f
 
 def test_what_cannot_work_is_refused_at_once(small_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="distil needs a teacher"):
-        finetune([], small_checkpoint, tmp_path, distil=True)
+        finetune([], small_checkpoint, tmp_path, distil=True, reranker=None)
+    with pytest.raises(ValueError, match="distil needs a teacher, and the data has no negatives"):
+        rows = [{"query": f"words {i}", "positive": f"text {i}"} for i in range(20)]
+        finetune(rows, small_checkpoint, tmp_path, distil=True, progress=False)
     with pytest.raises(ValueError, match="no 'stages.embedder.rate'"):
         finetune([], small_checkpoint, tmp_path, changes=["stages.embedder.rate=1"])
+
+
+def test_the_reranker_that_goes_with_a_base(small_checkpoint, tmp_path):
+    def beside(path, name=None):
+        base = Embedder(path)
+        if name:
+            backbone.inner(base.model).name_or_path = name
+        return path_of_reranker(base)
+
+    path_of_reranker = path.reranker_beside
+    adapter = random_adapter(small_checkpoint, tmp_path / "adapter", 1)
+    assert beside(small_checkpoint) == beside(adapter) == str(small_checkpoint.resolve())
+    assert beside(adapter, "q3vl-tiny") == "reranker"  # shipped
+    assert beside(adapter, "Qwen/Qwen3-VL-Embedding-2B") == "Qwen/Qwen3-VL-Reranker-2B"
+    assert beside(adapter, "Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"
+    whole = export(adapter, tmp_path / "whole", merged=True)  # an embedder's weights, and no adapter
+    assert beside(whole) is None
 
 
 def test_the_ten_lines_of_the_page_make_a_search(small_checkpoint, table, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -238,6 +239,32 @@ def test_fifty_planted_faults_are_named_by_their_rows_and_the_rest_is_used(plant
         assert not one & other
     assert found.counts["splits"]["test"]["rows"] == 400
     assert found.counts["visuals"]["document"]["number"] == 250 - 2  # two of the training's were leaks
+
+
+def test_rows_on_disk_are_surveyed_as_rows_in_memory(planted, tmp_path):
+    file, _ = planted
+    held, spilled = survey(file, progress=False), survey(file, media=tmp_path / "media", progress=False)
+    assert spilled.counts == held.counts and spilled.faults == held.faults
+    for side, quadruple in held.splits.items():
+        other = spilled.splits[side]
+        assert quadruple.queries == [dict(query) for query in other.queries]
+        assert quadruple.corpus == [dict(document) for document in other.corpus]
+        assert quadruple.relevance == other.relevance
+    assert not any((tmp_path / "media").iterdir())  # the file has no name, and goes with the survey
+
+
+def test_a_table_of_texts_may_be_larger_than_memory(processor, tmp_path):
+    table, rng = tmp_path / "pairs.jsonl", random.Random(0)
+    with table.open("w") as file:
+        for i in range(500):
+            told, not_told = (" ".join(rng.choices(["long", "text", "of", "words"], k=2000)) for _ in range(2))
+            file.write(json.dumps({"query": f"words {i}", "positive": told, "negatives": not_told}) + "\n")
+    tracemalloc.start()
+    found = survey(table, media=tmp_path / "media", tokenizer=processor.tokenizer, progress=False)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.counts["rows"]["used"] == 500
+    assert most < table.stat().st_size / 2
 
 
 def test_a_query_of_two_sides_of_ones_own_split_is_named_and_kept():
