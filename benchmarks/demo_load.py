@@ -107,7 +107,7 @@ class Client:
     def _collect(self) -> list:
         """Make a collection of one text."""
         words = f"words {secrets.token_hex(8)}"
-        said = self._call("index", words, [self._upload(words.encode(), "a.txt")], "", self.model, self.key)
+        said = self._call("index", words, [self._upload(words.encode(), "a.txt")], None, "", self.model, self.key)
         [self.place] = [id for name, id in self._call("arrive", self.key)[-1]["choices"] if name == words]
         self.words = words
         self.collections.append((self.place, words))

@@ -3,14 +3,15 @@
     python benchmarks/index_sizes.py --sizes 10000 100000   # these sizes anew, the others as they are in the results
     python benchmarks/index_sizes.py --sizes                # nothing anew
 
-Writes results/index_sizes.json and the table of docs/index.md.
+Writes results/index_sizes.json and the tables of docs/index.md.
 
 Vectors: 100 around each of N / 100 random centres, normalise(centre + noise), with centre and noise normally
 distributed and of equal length, so two of one cluster have a cosine near 1/2 and its hundred members differ by little.
 Queries are drawn in the same way around the same centres. Recall@10 is the share of float32's ten that are found.
 
-Time is that of one query at a time, over that of float32 in the same round, both being measured in turn; the median of
-ROUNDS rounds. A size whose float32 vectors take more than LARGEST_GB is left out, so that 8 GB of memory are enough:
+Time is that of one query at a time, in milliseconds and over that of float32 in the same round, both being measured in
+turn; the medians of ROUNDS rounds. A size whose float32 vectors take more than LARGEST_GB is left out, so that 8 GB of
+memory are enough:
 three indexes, each with its float vectors, and what they take while they grow.
 """
 
@@ -19,6 +20,7 @@ import json
 import re
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -32,6 +34,7 @@ MARKED = re.compile(r"(<!-- index-sizes:begin -->\n).*?(<!-- index-sizes:end -->
 
 DIMS = (64, 256, 1024)
 SEARCHES = [("float32", 0), ("int8", 0), ("int8", 4), ("binary", 0), ("binary", 4), ("binary", 16)]  # with rescore
+HEAD = ["dim", "precision", "rescore", "recall@10", "ms a query", "of float32's", "scanned, MB", "kept to rescore, MB"]
 K, QUERIES, TIMED, ROUNDS = 10, 200, 10, 7
 CLUSTER, CHUNK, LARGEST_GB = 100, 50_000, 2
 
@@ -60,18 +63,20 @@ def recall(index: Index, rescore: int, queries: np.ndarray, exact: list[set[str]
     return statistics.mean(len({hit.id for hit in hits} & best) / K for hits, best in zip(found, exact, strict=True))
 
 
-def relative_times(made: dict[str, Index], queries: np.ndarray) -> dict[tuple[str, int], float]:
-    """The time of each search over that of float32."""
+def times(made: dict[str, Index], queries: np.ndarray) -> dict[tuple[str, int], tuple[float, float]]:
+    """The milliseconds a query of each search, and their ratio to float32's."""
     rounds = []
     for _ in range(1 + ROUNDS):  # the first is not counted
-        seconds = {}
+        taken = {}
         for precision, rescore in SEARCHES:
             start = time.perf_counter()
             for query in queries:
                 made[precision].search(query[None], K, rescore)
-            seconds[precision, rescore] = time.perf_counter() - start
-        rounds.append({search: s / seconds["float32", 0] for search, s in seconds.items()})
-    return {search: statistics.median(r[search] for r in rounds[1:]) for search in SEARCHES}
+            taken[precision, rescore] = 1000 * (time.perf_counter() - start) / len(queries)
+        rounds.append(taken)
+    counted = rounds[1:]
+    ratios = {search: statistics.median(r[search] / r["float32", 0] for r in counted) for search in SEARCHES}
+    return {search: (statistics.median(r[search] for r in counted), ratios[search]) for search in SEARCHES}
 
 
 def measure(n: int, dim: int) -> list[dict]:
@@ -80,7 +85,7 @@ def measure(n: int, dim: int) -> list[dict]:
     made = indexes(n, centres)
     queries = vectors(centres, np.random.default_rng(2).integers(0, n, QUERIES), [3])
     exact = [{hit.id for hit in hits} for hits in made["float32"].search(queries, K)]
-    times = relative_times(made, queries[:TIMED])
+    taken = times(made, queries[:TIMED])
     rows = []
     for precision, rescore in SEARCHES:
         size = made[precision].nbytes
@@ -91,7 +96,8 @@ def measure(n: int, dim: int) -> list[dict]:
                 "precision": precision,
                 "rescore": rescore,
                 "recall": round(recall(made[precision], rescore, queries, exact), 3),
-                "time": round(times[precision, rescore], 3),
+                "ms": round(taken[precision, rescore][0], 3),
+                "time": round(taken[precision, rescore][1], 3),
                 "scanned_bytes": size["codes"] or size["vectors"],
                 "kept_bytes": size["vectors"] if size["codes"] and rescore else 0,
             }
@@ -99,22 +105,25 @@ def measure(n: int, dim: int) -> list[dict]:
     return rows
 
 
-def table(results: dict) -> str:
-    """Markdown: a row a search, the sizes side by side."""
-    sizes = sorted({row["vectors"] for row in results["rows"]})
-    by_search = {}
-    for row in results["rows"]:
-        by_search.setdefault((row["dim"], row["precision"], row["rescore"]), {})[row["vectors"]] = row
-    head = ["dim", "precision", "rescore", "scanned, bytes a vector"]
-    head += [f"{what}, {n:,}" for n in sizes for what in ("recall@10", "time")]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (dim, precision, rescore), rows in sorted(by_search.items(), key=lambda item: item[0][0]):
-        row = next(iter(rows.values()))
-        cells = [dim, precision, rescore, row["scanned_bytes"] // row["vectors"]]
-        for n in sizes:
-            cells += [f"{rows[n]['recall']:.3f}", f"{rows[n]['time']:.2f}"] if n in rows else ["", ""]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+def tables(results: dict) -> str:
+    """Markdown: a table a number of vectors, a row a search."""
+    lines = []
+    for n in sorted({row["vectors"] for row in results["rows"]}):
+        lines += [f"{n:,} vectors:", "", f"| {' | '.join(HEAD)} |", "|---|---|" + "---:|" * (len(HEAD) - 2)]
+        of_size = [row for row in results["rows"] if row["vectors"] == n]
+        for row in sorted(of_size, key=lambda row: (row["dim"], SEARCHES.index((row["precision"], row["rescore"])))):
+            scanned, kept = (row[name] / 1e6 for name in ("scanned_bytes", "kept_bytes"))
+            cells = [row["dim"], row["precision"], row["rescore"] or "", f"{row['recall']:.3f}", f"{row['ms']:.2f}"]
+            cells += [f"{row['time']:.2f}", f"{scanned:.1f}", f"{kept:.1f}" if kept else ""]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        for dim in filter(partial(too_large, n), DIMS):
+            lines += ["", f"{dim} dimensions are left out: their float vectors alone are {n * dim * 4 / 1e9:.1f} GB."]
+        lines.append("")
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def too_large(n: int, dim: int) -> bool:
+    return n * dim * 4 > LARGEST_GB * 1e9
 
 
 def main() -> None:
@@ -126,14 +135,14 @@ def main() -> None:
     results |= {"k": K, "queries": QUERIES, "rounds": ROUNDS, "note": "time is over that of float32 in the same round"}
     for n in options.sizes:
         for dim in options.dims:
-            if n * dim * 4 > LARGEST_GB * 1e9:
+            if too_large(n, dim):
                 print(f"{n:,} vectors of {dim} dimensions are left out: more than {LARGEST_GB} GB")
                 continue
             others = [row for row in results["rows"] if (row["vectors"], row["dim"]) != (n, dim)]
             measured = [row | {"threads": faiss.omp_get_max_threads()} for row in measure(n, dim)]
             results["rows"] = sorted(others + measured, key=lambda row: (row["vectors"], row["dim"]))
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    shown = table(results)
+    shown = tables(results)
     PAGE.write_text(MARKED.sub(lambda m: m[1] + shown + m[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(shown)
 

@@ -3,7 +3,7 @@
 A saved quadruple is a folder that a person and the `datasets` library can read: queries.parquet and corpus.parquet
 (id, text, image, video), relevance.parquet (ids), card.json. Draw any task of Emoji World as a contact sheet with
 
-    python -m q3vl_mini.data TASK --split train --out sheet.png [--n 200] [--save FOLDER]
+    q3vl-mini data TASK --split train --out sheet.png [--n 200] [--save FOLDER]
 """
 
 import argparse
@@ -577,9 +577,9 @@ def _drawn(corpus: int, n: int, taken: set[int], rng: np.random.Generator) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m q3vl_mini.data`: a contact sheet of a task of Emoji World, and the task as a folder if wanted."""
-    example = "example: python -m q3vl_mini.data text_to_image --out sheet.png"
-    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.data", description=main.__doc__, epilog=example)
+    """A contact sheet of a task of Emoji World, and the task as a folder if wanted."""
+    example = "example: q3vl-mini data text_to_image --out sheet.png"
+    parser = argparse.ArgumentParser(prog="q3vl-mini data", description=main.__doc__, epilog=example)
     parser.add_argument("task", help="name of a task, e.g. text_to_image; a wrong name lists them all")
     parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
     parser.add_argument("--n", type=int, default=200, help="number of queries (default 200)")
@@ -587,6 +587,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=8, help="queries on the sheet (default 8)")
     parser.add_argument("--out", type=Path, required=True, help="the contact sheet, a picture file")
     parser.add_argument("--save", type=Path, help="also write the quadruple into this folder")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     from .emoji_world.tasks import build
 
@@ -596,9 +597,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     quadruple = replace(quadruple, meta={**quadruple.meta, "licence": EMOJI_WORLD_LICENCE})
     contact_sheet(quadruple, options.rows, options.seed).save(options.out)
-    print(f"{options.out}: {min(options.rows, len(quadruple))} of {len(quadruple)} queries of {quadruple.name}")
     if options.save:
         save_quadruple(quadruple, options.save)
+    made = {"sheet": str(options.out), "folder": options.save and str(options.save), "name": quadruple.name}
+    made |= {"queries": len(quadruple), "documents": len(quadruple.corpus)}
+    if options.json:
+        print(json.dumps(made))
+        return
+    print(f"{options.out}: {min(options.rows, len(quadruple))} of {len(quadruple)} queries of {quadruple.name}")
+    if options.save:
         print(f"{options.save}: {len(quadruple)} queries, {len(quadruple.corpus)} documents")
 
 

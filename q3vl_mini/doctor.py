@@ -24,6 +24,7 @@ OPTIONAL = {
     "jupyterlab": ("the course", "notebooks"),
     "lancedb": ("collections on disk", "lancedb"),
     "qdrant_client": ("a Qdrant server", "qdrant"),
+    "deepspeed": ("ZeRO on several GPUs", "deepspeed"),
     "sentence_transformers": ("exports, loaded by it", "test"),
     "mteb": ("evaluation with mteb", "eval"),
     "pypdfium2": ("pages of PDF files", "pdf"),

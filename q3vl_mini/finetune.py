@@ -44,7 +44,7 @@ from .splits import SHARES
 from .stages import Run, batch_stream, mined_labels, pairs_in_order, teacher_logits, thinned, with_labels
 from .survey import survey
 from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
-from .verdict import BASE, FORGET, judge, verdict_page, word
+from .verdict import ALONE, BASE, FORGET, judge, verdict_page, word
 
 DEFAULTS = Path(__file__).with_suffix(".toml")
 AUTO = "auto"
@@ -194,7 +194,7 @@ def finetune(
             brings_negatives = found.counts["rows_with_negatives"] and found.counts["task"] != "sts"
             reranker = reranker_beside(base) if brings_negatives else None
             if distil and reranker is None:
-                raise ValueError("distil needs a teacher, and the data has no negatives to train it on; name a reranker")
+                raise ValueError("distil needs a teacher, and the data brings no negatives; name a reranker")
         test, sizes, benchmark = found.splits["test"], run.preset.data, mmeb_mini(run.preset, "test")
         own, general = {}, {}
 
@@ -230,7 +230,7 @@ def finetune(
         verdict = judge(own, general, forget)
         ship = str(places.get(verdict["ship"], model))
         if reranker is not None and has_negatives:
-            verdict["reranker"] = judge_reranker(run, reranker, run.load(ship), test)
+            verdict["reranker"] = judge_reranker(run, reranker, run.load(ship), own[verdict["ship"]], test)
         verdict |= {"model": str(model), "path": ship, "seconds": round(time.monotonic() - started, 1)}
         write_json(folder / "verdict.json", verdict, indent=1)
         write_whole(folder / "verdict.md", verdict_page(verdict))
@@ -552,18 +552,29 @@ class Between(nn.Module):
 # --- verdicts -----------------------------------------------------------------------------------------------
 
 
-def judge_reranker(run: Run, reranker: str | Path, embedder: Embedder, test: Quadruple) -> dict[str, Any]:
-    """Both rerankers over the same embedder's candidates on the held-out queries: scores, difference, word."""
+def judge_reranker(
+    run: Run, reranker: str | Path, embedder: Embedder, alone: Mapping[str, evaluate.ColumnResult], test: Quadruple
+) -> dict[str, Any]:
+    """What a reranker makes of an embedder's first candidates for the held-out queries: the trained one, and its base.
+
+    alone: the embedder's own results. "ship" is the trained one if it is better than both others, its base if that is
+    the better reranker and better than the embedder alone, else None: rank by the embedder alone.
+    """
     top_k, size = run.preset.data.rerank_top_k, run.preset.data.batch_size
-    results = {
-        name: evaluate.evaluate_reranker(model, embedder, [test], top_k=top_k, batch_size=size)
-        for name, model in ((BASE, run.load(reranker, Reranker)), ("trained", run.model("reranker", Reranker)))
-    }
-    difference = evaluate.compare(results["trained"], results[BASE])[test.task]
-    said = word(difference)
-    ship = str(run.folder / "reranker" / "model") if said == "better" else str(reranker)
+    results = {ALONE: alone}
+    for name, model in ((BASE, run.load(reranker, Reranker)), ("trained", run.model("reranker", Reranker))):
+        results[name] = evaluate.evaluate_reranker(model, embedder, [test], top_k=top_k, batch_size=size)
+
+    def against(name: str, other: str) -> dict[str, Any]:
+        difference = evaluate.compare(results[name], results[other])[test.task]
+        return difference._asdict() | {"word": word(difference)}
+
+    differences = {other: against("trained", other) for other in (BASE, ALONE)}
+    better = "trained" if differences[BASE]["word"] == "better" else BASE
+    place = {"trained": str(run.folder / "reranker" / "model"), BASE: str(reranker)}[better]
+    ship = place if against(better, ALONE)["word"] == "better" else None
     scores = {name: columns[test.task].score for name, columns in results.items()}
-    return {"base": str(reranker), "scores": scores, "top_k": top_k, **difference._asdict(), "word": said, "ship": ship}
+    return {"base": str(reranker), "top_k": top_k, "scores": scores, "differences": differences, "ship": ship}
 
 
 def _for_card(verdict: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def survey(
 
     Args:
         media: a folder for what need not stay in memory: pictures that are no files yet, and the content of the rows,
-            of which keys, counts and positions are left, about a kilobyte a row.
+            of which keys, counts and positions are left. None keeps all of it in memory.
         may_skip: share of the rows that may be unusable; more of the first records.ENOUGH_ROWS, or later, stop the
             reading.
         instruction: the task in a sentence, for rows without their own.

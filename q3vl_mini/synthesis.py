@@ -5,13 +5,14 @@ the asset with its caption by an embedding model; a choice, so that no category 
 annotator. What is learned of an asset, and why one is left out, is a line of answers.jsonl or rejects.jsonl, written at
 once, so that a run that was killed goes on where it stopped and asks nothing twice.
 
-    python -m q3vl_mini.synthesis POOL --task image_qa image_ret --endpoint http://localhost:8000/v1 \\
+    q3vl-mini synthesize POOL --task image_qa image_ret --endpoint http://localhost:8000/v1 \\
         --model Qwen/Qwen3-VL-32B-Instruct --out data/synthetic
 
 POOL is a folder of pictures and videos; each task becomes a saved quadruple, OUT/<task>.
 """
 
 import argparse
+import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -232,9 +233,9 @@ def segment(value: Any, start: float, end: float) -> Clip:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m q3vl_mini.synthesis`: quadruples from a folder of pictures and videos, by an annotator model."""
+    """Quadruples from a folder of pictures and videos, by an annotator model."""
     example = "example: q3vl-mini synthesize pictures --task image_qa --endpoint http://localhost:8000/v1 --model NAME"
-    parser = argparse.ArgumentParser(prog="python -m q3vl_mini.synthesis", description=main.__doc__, epilog=example)
+    parser = argparse.ArgumentParser(prog="q3vl-mini synthesize", description=main.__doc__, epilog=example)
     parser.add_argument("pool", type=Path, help="folder of pictures and videos, with any folders in it")
     parser.add_argument("--task", nargs="+", required=True, choices=list(TASKS), help="one or more; an asset gets one")
     parser.add_argument("--endpoint", required=True, help="an OpenAI-compatible one, e.g. http://localhost:8000/v1")
@@ -248,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds of a request (default 120)")
     parser.add_argument("--licence", default="not stated", help="of the assets, for the cards")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     with closing(OpenAIAnnotator(options.endpoint, options.model, timeout=options.timeout)) as annotator:
         made = synthesize(
@@ -263,9 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed,
             licence=options.licence,
         )
+    report = Journal(options.out).report()
+    if options.json:
+        sets = {name: {"queries": len(q), "documents": len(q.corpus)} for name, q in made.items()}
+        print(json.dumps({"folder": str(options.out), "sets": sets, "report": report}))
+        return
     for name, quadruple in made.items():
         print(f"{options.out / name}: {len(quadruple)} queries, {len(quadruple.corpus)} documents")
-    for step, counts in Journal(options.out).report().items():
+    for step, counts in report.items():
         print(f"{step}: {counts}")
 
 

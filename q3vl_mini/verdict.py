@@ -5,7 +5,7 @@ the base could do in general (MMEB-mini).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -15,7 +15,7 @@ from .evaluate import ColumnResult, DatasetResult, compare
 from .metrics import PairedDifference
 from .report import result_records, stage_table
 
-BASE = "base"
+BASE, ALONE = "base", "the embedder alone"
 FORGET = 0.05  # of the base's mean on MMEB-mini, relative: what a model that is shipped may lose
 CONFIDENCE, POWER = 0.95, 0.8
 Columns = Mapping[str, ColumnResult]
@@ -136,9 +136,7 @@ def verdict_page(verdict: Mapping[str, Any]) -> str:
         if worse:
             lines.append(f"  Worse in {', '.join(worse)}.")
     if "reranker" in verdict:
-        d = verdict["reranker"]
-        lines += ["", "## The reranker", "", f"- trained against base, over the same {d['top_k']} candidates: "]
-        lines[-1] += f"**{d['word']}**, {_points(d)}."
+        lines += ["", "## The reranker", "", *_of_reranker(verdict["reranker"])]
     lines += [
         "",
         "Scores are in percent. In brackets are 95 % intervals: of scores by the bootstrap over queries, of "
@@ -146,6 +144,16 @@ def verdict_page(verdict: Mapping[str, Any]) -> str:
         "training runs would.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of_reranker(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"It reads the first {found['top_k']} candidates of the recommended model again."
+    yield ""
+    for name, d in found["differences"].items():
+        scores = f"{100 * found['scores']['trained']:.1f} and {100 * found['scores'][name]:.1f}"
+        yield f"- trained against {name}: **{d['word']}**, {scores}, {_points(d)}."
+    yield ""
+    yield f"Use {found['ship']}." if found["ship"] else "Rank by the embedder alone."
 
 
 def _points(d: Mapping[str, float]) -> str:

@@ -384,6 +384,7 @@ def test_the_command_explains_itself(capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--split", "--out", "--n ", "--save", "--rows", "--seed"))
+    assert "usage: q3vl-mini data" in shown
 
 
 def test_a_thinner_corpus_keeps_what_is_named_and_the_labels_point_to_it():

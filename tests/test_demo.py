@@ -228,9 +228,10 @@ def test_fewer_bits_are_smaller_and_rescoring_brings_the_cosine_back(engine, mod
     for precision in PRECISIONS:
         rough = engine.search(shelf, QUERY, Settings("s1", 64, precision, rescore=False, k=5))
         assert rough.bytes_scanned == {"float32": 4 * 64 * n, "int8": 64 * n, "binary": 8 * n}
-        assert "rescore" not in rough.ms
+        assert "rescore" not in rough.ms and rough.bytes_kept == 4 * 64 * n
+        assert "kept to rescore by" not in markup.cost(rough)
         rescored = engine.search(shelf, QUERY, Settings("s1", 64, precision, rescore=True, k=5))
-        assert ("rescore" in rescored.ms) == (precision != "float32")
+        assert ("rescore" in rescored.ms) == ("kept to rescore by" in markup.cost(rescored)) == (precision != "float32")
         for result in rescored.results:
             assert result.score == pytest.approx(exact[result.item.id], abs=1e-4)
     signs = {x.item.id: x.score for x in rough.results}
@@ -594,7 +595,7 @@ def test_visitors_of_a_public_page_see_their_own_collections(engine, shelf, tmp_
     visitors = [public.arrive("")[0] for _ in range(2)]
     assert len(set(visitors)) == 2 and min(map(len, visitors)) > 20
     assert public.arrive(visitors[0])[0] == visitors[0]
-    list(public.index("mine", [str(mine / "a.png")], "", "s1", visitors[0]))
+    list(public.index("mine", [str(mine / "a.png")], None, "", "s1", visitors[0]))
     [(name, id)] = public.owned(visitors[0])
     assert name == "mine" and public.owned(visitors[1]) == []
     [(said, *_)] = public.search({"text": "red", "files": []}, "", id, [], *SETTINGS, visitors[1])
@@ -606,22 +607,37 @@ def test_visitors_of_a_public_page_see_their_own_collections(engine, shelf, tmp_
 
 def test_an_indexing_reports_progress_and_what_was_left_out(engine, shelf, tmp_path, mine):
     page = Page(engine, shelf, Collections(tmp_path / "home"), folder=mine)
-    said = [step[0] for step in page.index("mine", None, ".", "s1", "")]
+    said = [step[0] for step in page.index("mine", None, None, ".", "s1", "")]
     assert "files read: 3 of 5" in said[3] and "items embedded: 4 of 4" in said[-2]
     assert "“mine” has 4 items. 4 of 5 files are in it." in said[-1] and "Left out: bad.png" in said[-1]
     [(_, id)] = page.owned("")
 
     (mine / "bad.png").unlink()
     (mine / "e.txt").write_text("more words", encoding="utf-8")
-    steps = page.index(id, None, ".", "s1", "")
+    def index():
+        return page.index(id, None, None, ".", "s1", "")
+
+    steps = index()
     next(steps), next(steps)
     page.cancel("")
     assert ["Cancelled. “mine” has 4 items" in step[0] for step in steps] == [True]
-    *_, (said, *_) = page.index(id, None, ".", "s1", "")
+    page.ask_to_index("")
+    page.cancel("")  # while it waits in the queue
+    assert ["Cancelled before it began" in step[0] for step in index()] == [True]
+    page.ask_to_index("")
+    *_, (said, *_) = index()
     assert "“mine” has 5 items. 5 of 5 files are in it." in said
 
     assert "tick the box" in page.delete(id, False, "")[0] and page.owned("")
     assert "is deleted" in page.delete(id, True, "")[0] and not page.owned("")
+
+
+def test_the_slider_of_dimensions_is_as_wide_as_the_chosen_models_vectors(engine, shelf, tmp_path, monkeypatch):
+    page = Page(engine, shelf, Collections(tmp_path))
+    monkeypatch.setattr(page.models, "dim", {"wide": 256, "narrow": 64}.__getitem__)
+    assert (page.widest("narrow").maximum, page.widest("narrow").value) == (64, 64)
+    narrower, wider = page.fitted("narrow", 256), page.fitted("wide", 64)
+    assert (narrower.maximum, narrower.value, wider.maximum, wider.value) == (64, 64, 256, 64)
 
 
 def test_every_input_of_the_page_has_a_label(engine, shelf, tmp_path):

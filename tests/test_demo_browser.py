@@ -298,7 +298,7 @@ def test_an_indexing_is_cancelled_and_keeps_what_was_done(visit, tmp_path):
     page.locator("#files input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
     page.locator("#files").get_by_text("199").first.wait_for()
     page.get_by_role("button", name="Index", exact=True).click()
-    said(page, "files read", "#indexing")
+    page.locator("#indexing").get_by_text(re.compile(r"files read: [1-9]")).first.wait_for()
     page.get_by_role("button", name="Cancel").click()
     said(page, "Cancelled", "#indexing")
     words = page.locator("#indexing").inner_text()
@@ -306,6 +306,20 @@ def test_an_indexing_is_cancelled_and_keeps_what_was_done(visit, tmp_path):
     page.wait_for_timeout(2000)
     assert page.locator("#indexing").inner_text() == words, "nothing goes on"
     assert 0 < kept == page.locator("#contents li").count() < 200
+
+
+def test_a_folder_is_added_as_a_whole(visit, tmp_path):
+    for n, name in enumerate(("a/one.png", "a/b/two.png", "three.png")):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * n, 90, 128)).save(tmp_path / "mine" / name)
+    page = visit()
+    page.get_by_role("tab", name="Your collection").click()
+    page.get_by_role("combobox", name="Collection").fill("a folder")
+    page.get_by_role("combobox", name="Collection").press("Enter")
+    page.locator("#folder input[type=file]").set_input_files(tmp_path / "mine")
+    page.locator("#folder").get_by_text("two").first.wait_for()
+    page.get_by_role("button", name="Index", exact=True).click()
+    said(page, "“a folder” has 3 items", "#indexing")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -74,7 +74,7 @@ class Visitor:
         return self.call("search", box, "", where, [], *SETTINGS, self.key if key is None else key)
 
     def index(self, name: str, *files: dict) -> list:
-        return self.call("index", name, list(files), "", "s1", self.key)
+        return self.call("index", name, list(files), None, "", "s1", self.key)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_another_visitor_finds_nothing_even_with_the_id(ada, eve):
 
 
 def test_a_hidden_folder_box_reads_nothing_on_a_public_page(ada):
-    said, *_ = ada.call("index", "x", [], "/", "s1", ada.key)
+    said, *_ = ada.call("index", "x", [], None, "/", "s1", ada.key)
     assert "choose some files" in said
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from q3vl_mini import cli
 from q3vl_mini import export as export_file
 from q3vl_mini.backbone import add_lora, add_to_card, load, save
 from q3vl_mini.compression import Quantizers
@@ -431,6 +432,15 @@ def test_a_push_makes_a_private_repository_and_uploads_the_folder(exported, hub)
     assert hub == [("create", "org/model", {"private": True, "exist_ok": True}), ("upload", "org/model", folder)]
     push(folder, "org/model", private=False)
     assert hub[2][2]["private"] is False
+
+
+def test_the_command_line_pushes_what_it_exports(trained, hub, tmp_path, capsys):
+    arguments = ["export", str(trained / "embedder-report"), str(tmp_path / "out"), "--push", "org/model", "--json"]
+    assert cli.main([*arguments, "--public"]) == 0
+    assert json.loads(capsys.readouterr().out)["address"] == "https://huggingface.co/org/model"
+    assert [call[:2] for call in hub] == [("create", "org/model"), ("upload", "org/model")]
+    assert hub[0][2]["private"] is False and hub[1][2] == tmp_path / "out"
+    assert "# org/model" in (tmp_path / "out/README.md").read_text()
 
 
 def test_what_others_could_not_load_is_not_pushed(exported, trained, hub):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from q3vl_mini import backbone, cli, evaluate
+from q3vl_mini import backbone, cli, evaluate, verdict
 from q3vl_mini import finetune as path
 from q3vl_mini.config import MiningConfig
 from q3vl_mini.demo.models import Models
@@ -94,7 +94,7 @@ def test_from_a_table_to_a_verdict(small_checkpoint, benchmark, table, tmp_path,
     assert set(verdict["own"]["models"]) == set(verdict["general"]["models"]) == {"base", "merged", "fine-tuned"}
     assert made.verdict["ship"] == verdict["ship"] and set(verdict["own"]["differences"]) == {"merged", "fine-tuned"}
     assert verdict["general"]["models"]["base"]["datasets"].keys() == {q.name for q in benchmark["test"]}
-    assert set(verdict["reranker"]["scores"]) == {"base", "trained"}
+    assert set(verdict["reranker"]["scores"]) == {"the embedder alone", "base", "trained"}
     assert "# Verdict" in capsys.readouterr().out
     for name in ("embedder", "reranker", "distilled"):
         metrics = json.loads((out / name / "metrics.json").read_text())
@@ -322,11 +322,40 @@ def test_lambda_is_lowered_until_half_of_what_may_be_forgotten_is_left(scores, f
 def test_what_cannot_work_is_refused_at_once(small_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="distil needs a teacher"):
         finetune([], small_checkpoint, tmp_path, distil=True, reranker=None)
-    with pytest.raises(ValueError, match="distil needs a teacher, and the data has no negatives"):
+    with pytest.raises(ValueError, match="distil needs a teacher, and the data brings no negatives"):
         rows = [{"query": f"words {i}", "positive": f"text {i}"} for i in range(20)]
         finetune(rows, small_checkpoint, tmp_path, distil=True, progress=False)
     with pytest.raises(ValueError, match="no 'stages.embedder.rate'"):
         finetune([], small_checkpoint, tmp_path, changes=["stages.embedder.rate=1"])
+
+
+def ranked(values):
+    """The results of one data set, with this score for each query."""
+    made = evaluate.DatasetResult("test", "text_ret", "hit@1", np.array(values, dtype=float), 10, 0.1)
+    return {"text_ret": evaluate.ColumnResult("text_ret", (made,))}
+
+
+@pytest.mark.parametrize(
+    ("alone", "base", "trained", "ship"),
+    [
+        ([0.0] * 40, [0.0] * 40, [1.0] * 40, "run/reranker/model"),
+        ([0.0] * 40, [1.0] * 40, [1.0] * 40, "the base's"),
+        ([1.0] * 40, [0.0] * 40, [1.0] * 40, None),
+        ([1.0] * 20 + [0.0] * 20, [0.0] * 40, [0.0, 1.0] * 20, None),  # undecided
+    ],
+)
+def test_a_reranker_is_recommended_where_it_is_better_than_the_embedder_alone(
+    alone, base, trained, ship, run, monkeypatch, tmp_path
+):
+    results = {"loaded": ranked(base), "own": ranked(trained)}
+    monkeypatch.setattr(run, "load", lambda path, kind: "loaded")
+    monkeypatch.setattr(run, "model", lambda name, kind: "own")
+    monkeypatch.setattr(evaluate, "evaluate_reranker", lambda model, *_, **options: results[model])
+    found = path.judge_reranker(run, "the base's", None, ranked(alone), texts(40, "test"))
+    assert found["ship"] == (ship and ship.replace("run/", f"{tmp_path}/run/"))
+    told = "\n".join(verdict._of_reranker(found))
+    assert f"{100 * np.mean(trained):.1f} and {100 * np.mean(alone):.1f}" in told
+    assert (f"Use {found['ship']}." in told) == (ship is not None) != ("Rank by the embedder alone." in told)
 
 
 def test_the_reranker_that_goes_with_a_base(small_checkpoint, tmp_path):

@@ -107,6 +107,11 @@ MMEB_ROWS = {
         "images/MSCOCO/Train/558840_object_hot dog.jpg",
     ),
 }  # fmt: skip
+PAGE_SETS = {  # repository -> its columns beside image and query, as on its card or in its viewer
+    "colpali_train_set": ("image_filename", "answer", "source", "options", "page", "model", "prompt", "answer_type"),
+    "VisRAG-Ret-Train-In-domain-data": ("source",),
+    "VisRAG-Ret-Train-Synthetic-data": ("source",),
+}
 TEXT_SETS = {
     "nli/triplets": [
         {"anchor": "A person on a horse jumps.", "positive": "A person is outdoors.", "negative": "A person sleeps."},
@@ -158,18 +163,18 @@ def copies(tmp_path_factory) -> Path:
         put(hound / "train_300k" / "v_abc-Scene-001" / f"c01_{7 * i + 1:04d}.jpeg", picture())
     put(hound / "train_300k" / "short" / "c01_0001.jpeg", picture())
     page, other = picture(), picture()
-    features = {"image": datasets.Image(), "query": datasets.Value("string"), "source": datasets.Value("string")}
     asked = ((page, "Who has 12 users?"), (page, "What falls?"), (other, "What rises?"), (other, None))
-    rows = [
-        {"image": {"bytes": content, "path": "1921.png"}, "query": query, "source": "SlideVQA"}
-        for content, query in asked
-    ]
-    for repository in ("colpali_train_set", "VisRAG-Ret-Train-In-domain-data", "VisRAG-Ret-Train-Synthetic-data"):
+    for repository, others in PAGE_SETS.items():
+        strings = dict.fromkeys(("query", *others), datasets.Value("string"))
+        features = datasets.Features({"image": datasets.Image()} | strings)
+        rows = [
+            dict.fromkeys(others, "x") | {"image": {"bytes": content, "path": "1921.png"}, "query": query}
+            for content, query in asked
+        ]
         for shard in range(2):  # a page of one shard with a question in the other would still be one document
             file = folder / repository / "data" / f"train-0000{shard}-of-00002.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = rows[2 * shard : 2 * shard + 2]
-            datasets.Dataset.from_list(part, features=datasets.Features(features)).to_parquet(file)
+            datasets.Dataset.from_list(rows[2 * shard : 2 * shard + 2], features=features).to_parquet(file)
     for name, rows in TEXT_SETS.items():
         file = folder / find(name).local_name / find(name).files.format(split="train").replace("*", "00000-of-00001")
         file.parent.mkdir(parents=True)
@@ -514,6 +519,11 @@ def test_the_command_lists_the_sets_and_prepares_those_that_are_named(public, ca
         "nli/triplets: 2 queries, 4 documents, skipped none",
         "stsb/pairs: 2 queries, 2 documents, skipped none",
     ]
+    command.main(["nli/triplets", "--rows", "2", "--folder", str(public), "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert made == {"name": "nli/triplets", "queries": 2, "documents": 4, "skipped": {}}
+    command.main(["--json"])
+    assert [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()] == list(SETS)
 
 
 def test_the_command_prepares_all_that_a_preset_names(public, tmp_path, capsys):

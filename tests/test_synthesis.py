@@ -653,5 +653,7 @@ def test_the_command_makes_a_folder_of_quadruples_from_a_folder_of_files(serve, 
     said = capsys.readouterr().out
     assert f"{tmp_path / 'out' / 'image_qa'}: 3 queries" in said and "too long and thin" in said
     assert len(load_quadruple(tmp_path / "out" / "image_qa", streaming=True)) == 3
+    synthesis.main([*command, "--out", str(tmp_path / "out"), "--min-side", "16", "--json"])
+    assert json.loads(capsys.readouterr().out)["sets"]["image_qa"]["queries"] == 3
     with pytest.raises(ValueError, match="holds no file that ends in one of"):
         assets_in(tmp_path / "out" / "image_qa")

@@ -70,9 +70,9 @@ def build(
         gr.HTML(INTRO)
         with gr.Tabs():
             with gr.Tab("Search"):
-                place, model, dim = _search_tab(page, visitor)
+                place, (model, dim) = _search_tab(page, visitor)
             with gr.Tab("Compare"):
-                compared_place, dims = _compare_tab(page, visitor)
+                compared_place, sides = _compare_tab(page, visitor)
             with gr.Tab("Map") as tab:
                 map_place = _map_tab(page, visitor, tab)
             with gr.Tab("Pair scorer"):
@@ -82,7 +82,8 @@ def build(
             with gr.Tab("About"):
                 gr.Markdown(ABOUT)
         blocks.load(page.arrive, visitor, [visitor, place, compared_place, map_place, chosen], show_progress="hidden")
-        blocks.load(page.widest, model, [dim, *dims], show_progress="hidden")
+        for chosen_model, slider in ((model, dim), *sides):
+            blocks.load(page.widest, chosen_model, slider, show_progress="hidden")
     for block in blocks.blocks.values():
         block.keep_in_cache |= block.temp_files  # what the page itself shows, such as icons, while uploads are deleted
     guard(remote)
@@ -177,7 +178,7 @@ def _warm(engine: Engine, shipped: Shelf) -> None:
         shipped.vectors(engine.models, model)
 
 
-def _search_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, gr.Dropdown, gr.Slider]:
+def _search_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, tuple[gr.Radio, gr.Slider]]:
     query = _box("What are you looking for?", "query")
     suggestions = examples(page.shipped.items)
     with gr.Row(elem_classes="q3-examples"):
@@ -196,17 +197,20 @@ def _search_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, gr.D
                 kinds = gr.CheckboxGroup(list(KINDS), value=list(KINDS), label="Kinds")
     inputs, outputs = [query, instruction, place, kinds, *chosen, visitor], [said, results, cost]
     query.submit(page.search, inputs, outputs, show_progress="minimal")
-    changes = [component.input for component in (instruction, place, kinds, *chosen)]
+    model, dim, *others = chosen
+    changes = [component.input for component in (instruction, place, kinds, dim, *others)]
     gr.on(changes, page.search_again, inputs, outputs, show_progress="minimal", trigger_mode="always_last")
+    fitted = model.input(page.fitted, [model, dim], dim, show_progress="hidden", trigger_mode="always_last")
+    fitted.then(page.search_again, inputs, outputs, show_progress="minimal")
     for button, suggestion in zip(buttons, suggestions, strict=True):
         fill = button.click(_filled(page, suggestion), None, [query, instruction], show_progress="hidden")
         fill.then(page.search, inputs, outputs, show_progress="minimal")
     more = results.select(page.like_this, [place, visitor], [query, instruction, said], show_progress="hidden")
     more.then(page.search_again, inputs, outputs, show_progress="minimal")
-    return place, *chosen[:2]
+    return place, (model, dim)
 
 
-def _compare_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, list[gr.Slider]]:
+def _compare_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, list[tuple[gr.Radio, gr.Slider]]]:
     query = _box("One query, two searches", "compared-query")
     with gr.Row():
         place, instruction = _places(page), _instruction()
@@ -226,7 +230,9 @@ def _compare_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, lis
                 shown += [gr.HTML(elem_id=f"results-{side}"), gr.HTML()]
     inputs = [query, instruction, place, *sides[0], *sides[1], visitor]
     gr.on([query.submit, button.click], page.compare, inputs, [said, *shown], show_progress="minimal")
-    return place, [side[1] for side in sides]
+    for model, dim, *_ in sides:
+        model.input(page.fitted, [model, dim], dim, show_progress="hidden", trigger_mode="always_last")
+    return place, [(model, dim) for model, dim, *_ in sides]
 
 
 def _map_tab(page: Page, visitor: gr.BrowserState, tab: gr.Tab) -> gr.Dropdown:
@@ -283,8 +289,9 @@ def _collection_tab(page: Page, visitor: gr.BrowserState, model: gr.Dropdown, pl
                 [], label="Collection", info="Choose one, or type a new name", allow_custom_value=True, value=None
             )
             files = gr.File(label="Files", file_count="multiple", height=150, elem_id="files")
-            place = f"In {page.folder}; . is all of it" if page.folder is not None else ""
-            folder = gr.Textbox(label="Folder", info=place, visible=page.folder is not None)
+            more = gr.File(label="Or a folder of them", file_count="directory", height=150, elem_id="folder")
+            place = f"In {page.folder}, read where it lies; . is all of it" if page.folder is not None else ""
+            folder = gr.Textbox(label="Folder on this machine", info=place, visible=page.folder is not None)
             with gr.Row():
                 start = gr.Button("Index", variant="primary", min_width=100)
                 stop = gr.Button("Cancel", min_width=100)
@@ -293,10 +300,11 @@ def _collection_tab(page: Page, visitor: gr.BrowserState, model: gr.Dropdown, pl
                 delete = gr.Button("Delete", variant="stop")
         with gr.Column(scale=2, min_width=300):
             said, contents = gr.HTML(elem_id="indexing"), gr.HTML(elem_id="contents")
-    start.click(
+    asked = start.click(page.ask_to_index, visitor, said, show_progress="hidden")
+    asked.then(
         page.index,
-        [chosen, files, folder, model, visitor],
-        [said, contents, chosen, *places, files],
+        [chosen, files, more, folder, model, visitor],
+        [said, contents, chosen, *places, files, more],
         show_progress="hidden",
     )
     stop.click(page.cancel, visitor, show_progress="hidden")

@@ -60,12 +60,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """Results, best first; milliseconds by step, in order; bytes that an index of each precision scans."""
+    """Results, best first; milliseconds by step, in order; what indexes of each precision take.
+
+    bytes_scanned: what every search reads, by precision. bytes_kept: the float vectors that rescoring reads a few of.
+    """
 
     settings: Settings
     results: list[Result]
     ms: dict[str, float]
     bytes_scanned: dict[str, int]
+    bytes_kept: int
     n_items: int
     dim: int
 
@@ -158,7 +162,7 @@ class Engine:
         if settings.rerank and results:
             results = self._rerank(query, results, settings.instruction, watch)
         scanned = {p: other.nbytes["codes"] or other.nbytes["vectors"] for p, other in indexes.items()}
-        return Answer(settings, results[: settings.k], watch.ms, scanned, len(index), dim)
+        return Answer(settings, results[: settings.k], watch.ms, scanned, index.nbytes["vectors"], len(index), dim)
 
     def compare(self, shelf: Shelf, query: Instance, left: Settings, right: Settings) -> Comparison:
         """The same query with two settings."""

@@ -134,6 +134,8 @@ def cost(answer: Answer) -> str:
         (precision, _bytes(size), size / max(most, 1), precision == answer.settings.precision)
         for precision, size in answer.bytes_scanned.items()
     ]
+    if answer.settings.rescore and answer.settings.precision != "float32":
+        sizes.append(("kept to rescore by", _bytes(answer.bytes_kept), answer.bytes_kept / max(most, 1), False))
     what = f"Bytes scanned for {answer.n_items} items of {answer.dim} dimensions"
     return _table(f"Time: {total:.0f} ms", steps) + _table(what, sizes)
 

@@ -88,10 +88,15 @@ class Page:
         places = gr.Dropdown(choices=self.places(visitor))
         return visitor, places, places, places, gr.Dropdown(choices=self.owned(visitor))
 
-    def widest(self, model: str) -> list[Any]:
-        """The sliders of dimensions (three), as wide as the model's vectors."""
+    def widest(self, model: str) -> Any:
+        """The slider of dimensions, as wide as the model's vectors, at all of them."""
         dim = self.models.dim(model)
-        return [gr.Slider(maximum=dim, value=dim)] * 3
+        return gr.Slider(maximum=dim, value=dim)
+
+    def fitted(self, model: str, dim: int) -> Any:
+        """The slider as wide as the vectors of the model that has been chosen, and where it was, if it can be."""
+        most = self.models.dim(model)
+        return gr.Slider(maximum=most, value=min(dim, most))
 
     # --- search, compare, map, pair
 
@@ -214,29 +219,40 @@ class Page:
 
     # --- own collections
 
-    def index(
-        self, chosen: str | None, files: list[str] | None, folder: str, model: str, visitor: str
-    ) -> Iterator[tuple]:
-        """Status, contents, the choices of collections, of places (three times), and the files, empty in the end.
-
-        The uploaded files are removed: a collection keeps what it has made of them.
-        """
-        same = [gr.skip()] * 5
+    def ask_to_index(self, visitor: str) -> str:
+        """Status. A `cancel` from now on is of the indexing that is asked for, even while that waits in the queue."""
         try:
-            owner, paths = self.owner(visitor), [Path(file) for file in files or []]
+            self._cancelled.discard(self.owner(visitor))
+        except FAULTS as error:
+            return markup.status(str(error), bad=True)
+        return markup.status("Waiting for its turn …")
+
+    def index(
+        self, chosen: str | None, files: list[str] | None, more: list[str] | None, folder: str, model: str, visitor: str
+    ) -> Iterator[tuple]:
+        """Status, contents, the choices of collections, of places (three times), and files (twice), in the end none.
+
+        files, more: uploaded, one by one or as a folder. They are removed: a collection keeps what it has made of them.
+        """
+        same = [gr.skip()] * 6
+        uploaded = [Path(file) for file in [*(files or []), *(more or [])]]
+        try:
+            owner, paths = self.owner(visitor), list(uploaded)
+            if owner in self._cancelled:
+                yield markup.status("Cancelled before it began."), gr.skip(), *same
+                return
             if self.folder is not None and folder.strip():
                 paths += files_below(folder, self.folder)
             if not paths:
-                raise ValueError("choose some files" + (" or name a folder" if self.folder is not None else ""))
+                raise ValueError("choose files or a folder of them")
             names = self.collections.names(owner)
             id = chosen if chosen in names else self.collections.create(owner, chosen or "")
             collection = self.collections.get(owner, id)
         except FAULTS as error:
             yield markup.status(str(error), bad=True), gr.skip(), *same
             return
-        self._cancelled.discard(owner)
         places = gr.Dropdown(choices=self.places(visitor))
-        known = [gr.Dropdown(choices=self.owned(visitor), value=id), places, places, places, gr.skip()]
+        known = [gr.Dropdown(choices=self.owned(visitor), value=id), places, places, places, *same[4:]]
         yield markup.progress(0, len(paths), "files read"), gr.skip(), *known
         left_out: list[str] = []
         for bar in self._indexing(collection, paths, model, left_out):
@@ -245,10 +261,10 @@ class Page:
                 yield markup.status(said), markup.plain_cards(collection.items), *same
                 return
             yield bar, gr.skip(), *same
-        for file in files or []:
-            Path(file).unlink(missing_ok=True)
+        for file in uploaded:
+            file.unlink(missing_ok=True)
         said = markup.indexed(collection, len(paths), left_out)
-        yield said, markup.plain_cards(collection.items), *same[1:], None
+        yield said, markup.plain_cards(collection.items), *same[:4], None, None
 
     def _indexing(self, collection: Collection, paths: list[Path], model: str, left_out: list[str]) -> Iterator[str]:
         """Take files in and embed them; yields progress, and fills `left_out` with what went wrong."""
@@ -262,7 +278,7 @@ class Page:
             left_out.append(str(error))
 
     def cancel(self, visitor: str) -> None:
-        """End what this visitor is indexing after its present step; what is done is kept."""
+        """End what this visitor is indexing, or has asked for, after its present step; what is done is kept."""
         self._cancelled.add(self.owner(visitor))
 
     def contents(self, chosen: str | None, visitor: str) -> tuple[str, str]:
