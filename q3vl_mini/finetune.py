@@ -52,6 +52,7 @@ TINY, RELEASED = "q3vl-tiny", "Qwen3-VL-Embedding-"  # backbones that a reranker
 QAT = {"int8": 0.1, "binary": 0.1}  # weights of the quantised losses, where they are asked for
 TRIED = 4  # steps by which the time of a step is measured
 LEAST = 8  # steps, however short the time
+RERANKER_EPOCHS = 0.5  # of the embedder's: it reads a query again with each document
 NEIGHBOURS = 30_000_000  # of all queries together, as mining keeps them: 360 MB
 SHARES_OF_LAMBDA = (1.0, 0.75, 0.5, 0.25)  # tried in this order
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -149,7 +150,7 @@ def finetune(
         qat: also train for int8 and binary codes, with learned steps.
         budget: "10m", "2h": of the whole path; a few steps are measured, and the number of steps is set to fit.
             "1000steps": of each training. None: `epochs`.
-        epochs: how often a training sees each query, at most. looks: how often the validation split is measured
+        epochs: how often the embedder's training sees each query, at most; the reranker's half as often. looks: how often the validation split is measured
             meanwhile; `patience` looks without a gain end the training, and the best look is kept.
         forget: how much of its mean on MMEB-mini a model may lose and still be recommended, relative.
         changes: of finetune.toml, such as "stages.embedder.lr=5e-4".
@@ -313,8 +314,8 @@ def train_reranker(job: Job, reranker: str | Path) -> None:
     """folder/reranker: a reranker trained on the same pairs with their negatives, and some drawn at random."""
     if not job.run.finished("reranker"):
         model = job.run.load(reranker, Reranker, trainable=True)
-        size = job.run.preset.data.batch_size
-        _train(job, "reranker", model, reranker_step, job.train, lambda m: pairs_in_order(m, job.validation, size))
+        size, shorter = job.run.preset.data.batch_size, replace(job, epochs=job.epochs * RERANKER_EPOCHS)
+        _train(shorter, "reranker", model, reranker_step, job.train, lambda m: pairs_in_order(m, job.validation, size))
 
 
 def distil_embedder(job: Job) -> None:

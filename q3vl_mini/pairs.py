@@ -184,7 +184,14 @@ def _placed(table: Path) -> Iterator[dict[str, Any] | ValueError]:
     for row in read_rows(table):
         if isinstance(row, dict) and isinstance(row.get("file_name"), str):
             row["file_name"] = str(table.parent / row["file_name"])
+            row["negatives"] = [_beside(cell, table.parent) for cell in _listed(row.get("negatives"))]
         yield row
+
+
+def _beside(cell: Any, folder: Path) -> Any:
+    """A file's name as its path, counted from `folder`; other cells as they are."""
+    is_file = isinstance(cell, str) and PurePosixPath(cell).suffix.lower() in (*IMAGE_FILES, *VIDEO_FILES)
+    return str(folder / cell) if is_file else cell
 
 
 def _captioned(folder: Path) -> Iterator[dict[str, Any]]:

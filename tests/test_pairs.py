@@ -92,6 +92,9 @@ def test_a_folder_with_metadata_is_read_as_imagefolder_reads_it(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "title": "fire"}))
     [pair] = read_pairs(tmp_path, columns={"query": "title"})
     assert pair.query == {"text": "fire"}
+    write_jsonl(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "text": "fire", "negatives": ["b.png", "water"]}])
+    [pair] = read_pairs(tmp_path)  # files count from the folder of the metadata, whatever folder we are in
+    assert colour(pair.negatives[0]) == [0, 0, 255] and pair.negatives[1] == {"text": "water"}
 
 
 def test_a_page_of_a_pdf_is_a_picture(tmp_path):

@@ -48,6 +48,11 @@ def test_held_out_names_are_new_combinations_of_words_that_training_has(script):
     assert len(by_side["test"]) == round(0.2 * len(names)) and len(by_side["validation"]) == round(0.1 * len(names))
     for name in by_side["test"] | by_side["validation"]:
         assert set(name.split("-")) <= known and name not in by_side["train"]
+    negatives = script("icons").hard_negatives(sides, 2)
+    assert max(map(len, negatives.values())) == 2
+    for name, others in negatives.items():
+        for other in others:
+            assert other != name and sides[other] == sides[name] and set(other.split("-")) & set(name.split("-"))
 
 
 def test_an_icon_is_drawn_black_on_white(script):

@@ -1,11 +1,12 @@
 """Line icons with the words of their names: Tabler Icons, as pictures and a metadata.jsonl for finetune().
 
-    python scripts/your_data/icons.py --out runs/your_data/icons [--limit 2400] [--pixels 96]
+    python scripts/your_data/icons.py --out runs/your_data/icons [--limit 2400] [--pixels 96] [--negatives 2]
 
 Source: the npm package @iconify-json/tabler 1.2.41 (Tabler Icons 3.48.0, Paweł Kuna and contributors,
 github.com/tabler/tabler-icons). Licence: MIT. Left out: brands' signs, and names of one word.
 
-Validation and test names are new combinations: each of their words is in training, the name is not.
+Validation and test names are new combinations: each of their words is in training, the name is not. Negatives, if they
+are wanted, are icons of the same side whose names share a word with the query.
 """
 
 import argparse
@@ -45,6 +46,19 @@ def split_names(names: Sequence[str], shares: dict[str, float]) -> dict[str, str
     return sides
 
 
+def hard_negatives(sides: dict[str, str], number: int) -> dict[str, list[str]]:
+    """For each name up to `number` others of its side that share a word with it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, side in sides.items():
+        for word in sorted(set(name.split("-"))):
+            alike.setdefault((side, word), []).append(name)
+    drawn, rng = {}, random.Random(0)
+    for name, side in sides.items():
+        near = sorted({other for word in name.split("-") for other in alike[side, word]} - {name})
+        drawn[name] = rng.sample(near, min(number, len(near)))
+    return drawn
+
+
 def draw(body: str, box: float, pixels: int) -> Image.Image:
     """An icon's SVG body in black on white."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {box} {box}" color="black">{body}</svg>'
@@ -58,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=2400, help="icons (default 2400)")
     parser.add_argument("--pixels", type=int, default=96)
+    parser.add_argument("--negatives", type=int, default=0, help="a name, at most (default none)")
     parser.add_argument("--file", type=Path, help="the package, if it is there already")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,10 +80,12 @@ def main() -> None:
     names = sorted(name for name in icons["icons"] if "-" in name and not name.startswith("brand-"))
     names = sorted(random.Random(0).sample(names, min(options.limit, len(names))))
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name, side in split_names(names, SHARES).items():
+    rows, sides = [], split_names(names, SHARES)
+    negatives = hard_negatives(sides, options.negatives)
+    for name, side in sides.items():
         draw(icons["icons"][name]["body"], icons["height"], options.pixels).save(options.out / f"{name}.png")
         rows.append({"file_name": f"{name}.png", "query": name.replace("-", " "), "split": side})
+        rows[-1] |= {"negatives": [f"{other}.png" for other in negatives[name]]} if options.negatives else {}
     state_source(options.out, *PACKAGE[:3], "github.com/tabler/tabler-icons", "MIT")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (options.out / "metadata.jsonl").write_text(lines, encoding="utf-8")

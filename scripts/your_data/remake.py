@@ -17,11 +17,14 @@ from q3vl_mini.cli import main as q3vl_mini
 DATA, RESULTS = Path("runs/your_data"), Path("results/your_data")
 TABLES = {"icons": DATA / "icons", "translations": DATA / "translations" / "pairs.csv"}
 TABLES |= {"pages": DATA / "pages" / "pairs.jsonl"}
-BUILD = {"icons": ["--limit", "2000", "--pixels", "64"], "translations": [], "manual_pages": []}
+ICONS = ["--limit", "2000", "--pixels", "64"]
+BUILD = {"icons": ICONS, "icons_negatives": [*ICONS, "--negatives", "2"], "translations": [], "manual_pages": []}
+BUILDER = {"icons_negatives": "icons"}  # where it has another name
 SWEEP = ["--rows", "1024", "--validation-rows", "160"]
 MEASURE = {
     "translations": [],
     "icons": [],
+    "icons_negatives": [],
     "pages": ["--set", "data.image_max_tokens=144", "--set", "stages.embedder.batch_size=16"],
     "pages_larger": ["--set", "data.image_max_tokens=400", "--set", "stages.embedder.batch_size=16"],
 }
@@ -42,7 +45,7 @@ def build() -> None:
     for script, arguments in BUILD.items():
         folder = DATA / {"manual_pages": "pages"}.get(script, script)
         if not (folder / "source.json").is_file():
-            call(script, ["--out", folder, *arguments])
+            call(BUILDER.get(script, script), ["--out", folder, *arguments])
 
 
 def sweep() -> None:

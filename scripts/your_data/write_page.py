@@ -11,7 +11,7 @@ from q3vl_mini.report import fill, rewrite
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
 TITLES = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
-TITLES |= {"pages_larger": "manual pages, larger"}
+TITLES |= {"icons_negatives": "icons with negatives", "pages_larger": "manual pages, larger"}
 SETS = {name: title for name, title in TITLES.items() if (RESULTS / f"{name}.json").is_file()}
 
 
@@ -46,6 +46,10 @@ def verdicts() -> str:
         rows[f"{model} against base"] = [points(f["own"]["differences"][model]) for f in found.values()]
         lost = [f["general"]["forgotten"][model]["relative_loss"] for f in found.values()]
         rows[f"{model}: MMEB-mini's mean, relative"] = [f"{-100 * x:+.1f} %" for x in lost]
+    rows["reranker: trained, its base, the embedder alone"] = [_reranked(f) for f in found.values()]
+    rows["trained reranker against the embedder alone"] = [
+        points(f["reranker"]["differences"]["the embedder alone"]) if "reranker" in f else "" for f in found.values()
+    ]
     rows["lambda"] = [f"{f['lambda']:.2f}" for f in found.values()]
     rows["recommended"] = [f["ship"] for f in found.values()]
     chosen = [f["settings"] for f in found.values()]
@@ -58,6 +62,11 @@ def verdicts() -> str:
     cores = f"{machine['threads']} of {machine['cores']} cores {speed} fast bfloat16"
     commands = [found[name]["command"] for name in SETS]
     return "\n".join([*lines, "", f"On {cores}, which other work shared:", "", "```", *commands, "```"]) + "\n"
+
+
+def _reranked(found: dict) -> str:
+    scores = found.get("reranker", {}).get("scores", {})
+    return ", ".join(f"{100 * scores[name]:.1f}" for name in ("trained", "base", "the embedder alone") if scores)
 
 
 def sweep() -> str:
