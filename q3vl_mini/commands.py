@@ -8,13 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from . import combine, evaluate, mining, pipeline, report, stages
+from . import combine, evaluate, pipeline, report, stages
 from .choices import GPUS, Gpu
 from .config import Preset, load_config, load_preset, override
 from .data import save_quadruple
+from .disk import discard
 from .doctor import doctor, doctor_table
 from .dry_run import dry_run
 from .embedder import Embedder
@@ -23,7 +25,8 @@ from .entries import Store, check_identity
 from .export import export, push
 from .finetune import finetune, finetune_preset
 from .index import Index
-from .items import Skipped, check_any, check_skipped, embed_items, embed_to_folder, read_items
+from .items import Skipped, check_any, check_skipped, claim_folder, embed_items, embed_to_folder, read_items
+from .mining_shares import mine_in_shares
 from .plan import plan, plan_finetune, plan_table
 from .pretrain import pretrain
 from .records import MODALITIES
@@ -108,15 +111,25 @@ def evaluate_models(options: Options) -> Outcome:
 
 
 def mine(options: Options) -> Outcome:
-    if (processes := PartialState().num_processes) > 1:
-        raise ValueError(f"mine works in one process, not in {processes}; a run divides its sub-datasets")
-    quadruple = stages.sub_dataset(options.data, options.rows, options.seed)
-    [(_, queries, corpus)] = evaluate.encoded(
-        Embedder(options.model), [quadruple], batch_size=options.batch_size, progress=not options.quiet
-    )
+    state = _group()
+    with state.main_process_first():  # a public set is prepared once
+        quadruple = stages.sub_dataset(options.data, options.rows, options.seed)
     setting = {name: getattr(options, name) for name in ("k", "t_plus", "delta_minus", "n_negatives")}
-    mined = mining.mine(quadruple, queries, corpus, **setting)
+    shares = options.out.with_name(f"{options.out.name}.shares")
+    mined = mine_in_shares(
+        Embedder(options.model),
+        quadruple,
+        shares,
+        state,
+        source={name: getattr(options, name) for name in ("data", "rows", "seed")},
+        batch_size=options.batch_size,
+        progress=not options.quiet and state.is_main_process,
+        **setting,
+    )
+    if mined is None:
+        return Outcome("", {})
     save_quadruple(mined.to_quadruple(), options.out)
+    discard(shares)
     histograms = {name: counts.tolist() for name, counts in mined.histograms().items()}
     result = setting | mined.report | {"histograms": histograms}
     report.write_json(Path(options.out) / "mining.json", result)
@@ -143,10 +156,18 @@ def _given(options: Options, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
+def _group() -> PartialState:
+    """The processes that this one was started with; without a word, accelerate looks for GPUs alone."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def embed(options: Options) -> Outcome:
-    state = PartialState()
+    state, embedder = _group(), Embedder(options.model)
+    given = _given(options, "instruction", "dim", "precision")
+    with state.main_process_first():
+        claim_folder(embedder, options.items, options.out, options.shard_size, **given)
     skipped = embed_to_folder(
-        Embedder(options.model),
+        embedder,
         options.items,
         options.out,
         shard_size=options.shard_size,
@@ -156,7 +177,7 @@ def embed(options: Options) -> Outcome:
         progress=not options.quiet,
         root=options.root,
         batch_size=options.batch_size,
-        **_given(options, "instruction", "dim", "precision"),
+        **given,
     )
     result = {"folder": str(options.out), "skipped": [asdict(item) for item in skipped]}
     return Outcome(f"{options.out}; {len(skipped)} items skipped", result)

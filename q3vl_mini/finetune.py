@@ -150,8 +150,9 @@ def finetune(
         qat: also train for int8 and binary codes, with learned steps.
         budget: "10m", "2h": of the whole path; a few steps are measured, and the number of steps is set to fit.
             "1000steps": of each training. None: `epochs`.
-        epochs: how often the embedder's training sees each query, at most; the reranker's half as often. looks: how often the validation split is measured
-            meanwhile; `patience` looks without a gain end the training, and the best look is kept.
+        epochs: how often the embedder's training sees each query, at most; the reranker's half as often.
+        looks: how often the validation split is measured meanwhile; `patience` looks without a gain end the training,
+            and the best look is kept.
         forget: how much of its mean on MMEB-mini a model may lose and still be recommended, relative.
         changes: of finetune.toml, such as "stages.embedder.lr=5e-4".
 

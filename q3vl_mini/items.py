@@ -221,9 +221,7 @@ def embed_to_folder(
         ValueError: more than `limit` items, or all, cannot be embedded; the folder is of another model or setting.
     """
     folder = Path(folder)
-    card = {"identity": embedder.identity(options.get("dim")), "precision": options.get("precision", "float32")}
-    card |= {"instruction": options.get("instruction"), "source": str(source), "shard_size": shard_size}
-    claim(folder / CARD, card, "vectors")
+    claim_folder(embedder, source, folder, shard_size, **options)
     skipped: list[Skipped] = []
     items = read_items(source, root)
     with tqdm(unit="item", disable=not progress or rank > 0) as bar, open(folder / f"skipped-{rank}.jsonl", "a") as log:
@@ -244,6 +242,16 @@ def embed_to_folder(
                 skipped += bad
             bar.update(len(part))
             check_skipped(skipped, limit, source)
+
+
+def claim_folder(embedder: Any, source: str | Path, folder: Path, shard_size: int = 4096, **options: Any) -> None:
+    """Write down what `embed_to_folder` fills a folder with. Of several processes, one does so before the others ask.
+
+    Raises ValueError: it is of another model or setting.
+    """
+    card = {"identity": embedder.identity(options.get("dim")), "precision": options.get("precision", "float32")}
+    card |= {"instruction": options.get("instruction"), "source": str(source), "shard_size": shard_size}
+    claim(folder / CARD, card, "vectors")
 
 
 def load_vectors(folder: str | Path) -> tuple[list[str], np.ndarray, list[dict[str, Any]], dict[str, Any]]:

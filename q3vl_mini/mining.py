@@ -295,6 +295,7 @@ def mine(
     n_negatives: int,
     keep_labelled: bool = True,
     memory_mb: float = 256,
+    neighbours: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Mined:
     """Refine the positives of a sub-dataset and mine its hard negatives (report, section 3.3).
 
@@ -302,7 +303,7 @@ def mine(
     may be a `np.memmap`. k is the report's K (cut to N), t_plus its t+ and delta_minus its delta-, both
     on the cosine. n_negatives bounds a query's negatives; explicit ones come first and are all kept
     (keep_labelled=False: they are candidates like any other). A query's own evaluation candidates do
-    not restrict the search.
+    not restrict the search. neighbours: what `top_k` gave, rows and scores (Q, K), if it was asked already.
 
     Memory beside the vectors: about memory_mb, 12 bytes for each of the Q * K candidates, and the result,
     about 70 bytes for each positive, negative and rejected candidate in it. `vectors.encode_to_file`
@@ -313,7 +314,7 @@ def mine(
     Taught in notebooks/07
     """
     _check(quadruple, query_vectors, corpus_vectors, n_negatives, memory_mb)
-    rows, scores = top_k(query_vectors, corpus_vectors, k, memory_mb=memory_mb)
+    rows, scores = neighbours or top_k(query_vectors, corpus_vectors, k, memory_mb=memory_mb)
     kept, unretrieved, low, removed_scores = [], [], [], []
     for i, labels in enumerate(quadruple.relevance):
         mined = mine_query(

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def in_processes(module: str, arguments: Sequence[str], n: int) -> int:
 
 
 def _worker(rank: int, module: str, arguments: list[str], n: int, port: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # by which it ends with its parent; `nohup … &` ignores it
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if loopback := [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]:

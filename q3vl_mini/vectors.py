@@ -39,3 +39,24 @@ def encode_to_file(
     del file  # Windows does not rename a file that is mapped
     os.replace(partial, path)
     return np.load(path, mmap_mode="r")
+
+
+def join_files(parts: Sequence[str | Path], path: str | Path) -> None:
+    """Vectors of several .npy files (n, D), in their order, as one .npy file, which is replaced in one move.
+
+    A part at a time is read. Raises ValueError: no parts.
+    """
+    maps = [np.load(part, mmap_mode="r") for part in parts]
+    if not maps:
+        raise ValueError(f"no vectors to join into {path}")
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    shape = (sum(map(len, maps)), *maps[0].shape[1:])
+    file = np.lib.format.open_memmap(partial, mode="w+", dtype=maps[0].dtype, shape=shape)
+    start = 0
+    for part in maps:
+        file[start : start + len(part)] = part
+        start += len(part)
+    file.flush()
+    del file  # Windows does not rename a file that is mapped
+    os.replace(partial, path)

@@ -1,8 +1,12 @@
 """One command in two processes of this machine."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from q3vl_mini import cli, processes
@@ -16,6 +20,32 @@ def test_two_processes_are_one_group_and_a_failure_is_that_of_the_command(status
     assert processes.in_processes("group_main", [str(tmp_path), str(status)], 2) == status
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["[0, 1] 1"] * 2
     assert dict(os.environ) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel tells a child of its parent's end")
+def test_the_processes_end_with_the_one_that_started_them_even_where_the_shell_ignores_interrupts(tmp_path):
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell does for `nohup … &`
+    code += "if __name__ == '__main__':\n    from q3vl_mini.processes import in_processes\n"
+    code += f"    in_processes('group_main', [{str(tmp_path)!r}, 'wait'], 2)\n"
+    (tmp_path / "start.py").write_text(code)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "start.py")], env=environment)
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2 or parent.poll() is not None, 120)
+        workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
+        assert len(workers) == 2
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30)
+    assert not any(map(psutil.pid_exists, workers))
+
+
+def wait_until(there, seconds):
+    until = time.monotonic() + seconds
+    while not there() and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def test_cores_are_shared_where_nobody_says_how_many_threads(tmp_path, monkeypatch):
