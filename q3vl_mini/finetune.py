@@ -196,7 +196,11 @@ def finetune(
             brings_negatives = found.counts["rows_with_negatives"] and found.counts["task"] != "sts"
             reranker = reranker_beside(base) if brings_negatives else None
             if distil and reranker is None:
-                raise ValueError("distil needs a teacher, and the data brings no negatives; name a reranker")
+                raise ValueError("distil needs a teacher, and no rows bring negatives for one; name a reranker")
+            if brings_negatives and reranker is None:
+                say("no reranker is trained: none that goes with the base is to be had; name one")
+        elif reranker is not None:
+            backbone.resolve(reranker)  # that it is there, before anything is trained
         test, sizes, benchmark = found.splits["test"], run.preset.data, mmeb_mini(run.preset, "test")
         own, general = {}, {}
 
@@ -253,14 +257,19 @@ def finetune_preset(model: str | Path, qat: bool = False, changes: Sequence[str]
 def reranker_beside(base: Embedder) -> str | None:
     """The reranker to start from: the released or shipped one of the base's backbone, else the backbone itself.
 
-    None if that is a full embedder, or has no head for words.
+    None if that is a full embedder, or has no head for words, or the released one cannot be had.
     """
     model = inner(base.model)
     name = model.name_or_path
-    if RELEASED in name:
-        return name.replace(RELEASED, "Qwen3-VL-Reranker-")
     if name == TINY:
         return "reranker"
+    if RELEASED in name:
+        name = name.replace(RELEASED, "Qwen3-VL-Reranker-")
+        try:
+            backbone.resolve(name)
+        except FileNotFoundError:
+            return None
+        return name
     is_adapter = isinstance(base.model, PeftModel)
     return name if model.has_head and (is_adapter or base.backbone.card.get("role") != "embedder") else None
 

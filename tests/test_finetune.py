@@ -322,9 +322,11 @@ def test_lambda_is_lowered_until_half_of_what_may_be_forgotten_is_left(scores, f
 def test_what_cannot_work_is_refused_at_once(small_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="distil needs a teacher"):
         finetune([], small_checkpoint, tmp_path, distil=True, reranker=None)
-    with pytest.raises(ValueError, match="distil needs a teacher, and the data brings no negatives"):
+    with pytest.raises(ValueError, match="distil needs a teacher, and no rows bring negatives"):
         rows = [{"query": f"words {i}", "positive": f"text {i}"} for i in range(20)]
         finetune(rows, small_checkpoint, tmp_path, distil=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'nobody'"):
+        finetune(rows, small_checkpoint, tmp_path / "other", reranker="nobody", progress=False)
     with pytest.raises(ValueError, match="no 'stages.embedder.rate'"):
         finetune([], small_checkpoint, tmp_path, changes=["stages.embedder.rate=1"])
 
@@ -369,7 +371,10 @@ def test_the_reranker_that_goes_with_a_base(small_checkpoint, tmp_path):
     adapter = random_adapter(small_checkpoint, tmp_path / "adapter", 1)
     assert beside(small_checkpoint) == beside(adapter) == str(small_checkpoint.resolve())
     assert beside(adapter, "q3vl-tiny") == "reranker"  # shipped
-    assert beside(adapter, "Qwen/Qwen3-VL-Embedding-2B") == "Qwen/Qwen3-VL-Reranker-2B"
+    released = tmp_path / "Qwen3-VL-Embedding-2B", tmp_path / "Qwen3-VL-Reranker-2B"
+    assert beside(adapter, str(released[0])) is None  # not there
+    shutil.copytree(small_checkpoint, released[1])
+    assert beside(adapter, str(released[0])) == str(released[1])
     assert beside(adapter, "Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"
     whole = export(adapter, tmp_path / "whole", merged=True)  # an embedder's weights, and no adapter
     assert beside(whole) is None

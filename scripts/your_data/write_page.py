@@ -10,8 +10,8 @@ from q3vl_mini.report import fill, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "your-data.md", ROOT / "results" / "your_data"
-TITLES = {"icons": "line icons", "translations": "glossary", "pages": "manual pages"}
-TITLES |= {"icons_negatives": "icons with negatives", "pages_larger": "manual pages, larger"}
+TITLES = {"icons": "line icons", "icons_negatives": "icons with negatives", "translations": "glossary"}
+TITLES |= {"pages": "manual pages", "pages_larger": "manual pages, larger"}
 SETS = {name: title for name, title in TITLES.items() if (RESULTS / f"{name}.json").is_file()}
 
 
@@ -56,12 +56,12 @@ def verdicts() -> str:
     rows["rate, batch size, negatives"] = [f"{c['lr']:g}, {c['batch_size']}, {c['n_negatives']}" for c in chosen]
     rows["steps"] = [str(f["training"]["plan"]["steps"]) for f in found.values()]
     rows["minutes in all"] = [f"{f['seconds'] / 60:.0f}" for f in found.values()]
+    rows["threads"] = [str(f["machine"]["threads"]) for f in found.values()]
     lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
     machine = results("icons")["machine"]
-    speed = "with" if machine["bfloat16"] else "without"
-    cores = f"{machine['threads']} of {machine['cores']} cores {speed} fast bfloat16"
+    cores = f"{machine['cores']} cores {'with' if machine['bfloat16'] else 'without'} fast bfloat16"
     commands = [found[name]["command"] for name in SETS]
-    return "\n".join([*lines, "", f"On {cores}, which other work shared:", "", "```", *commands, "```"]) + "\n"
+    return "\n".join([*lines, "", f"On {cores}; where there is one thread, other work was on the other core:", "", "```", *commands, "```"]) + "\n"
 
 
 def _reranked(found: dict) -> str:
