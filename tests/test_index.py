@@ -478,7 +478,7 @@ def test_the_page_shows_the_results_that_are_there(monkeypatch):
     import index_sizes
 
     results = json.loads(index_sizes.RESULTS.read_text())
-    assert index_sizes.table(results) in PAGE, "run benchmarks/index_sizes.py --sizes"
+    assert index_sizes.tables(results) in PAGE, "run benchmarks/index_sizes.py --sizes"
     alone = {p: {r["recall"] for r in results["rows"] if (r["precision"], r["rescore"]) == (p, 0)} for p in PRECISIONS}
     assert alone["float32"] == {1.0} and max(alone["binary"]) < 0.9  # vectors that the signs alone cannot tell apart
 
