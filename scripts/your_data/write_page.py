@@ -61,7 +61,8 @@ def verdicts() -> str:
     machine = results("icons")["machine"]
     cores = f"{machine['cores']} cores {'with' if machine['bfloat16'] else 'without'} fast bfloat16"
     commands = [found[name]["command"] for name in SETS]
-    return "\n".join([*lines, "", f"On {cores}; where there is one thread, other work was on the other core:", "", "```", *commands, "```"]) + "\n"
+    said = f"On {cores}; where there is one thread, other work was on the other core:"
+    return "\n".join([*lines, "", said, "", "```", *commands, "```"]) + "\n"
 
 
 def _reranked(found: dict) -> str:
