@@ -75,8 +75,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(max(BATCHES), 1, Path(folder))
         ours.model.train()
-        for batch in BATCHES:
-            memory[batch] = {name: step_memory(ours, batch, n) for name, n in (("cache", CHUNK_TOKENS), ("plain", 0))}
+        for name, tokens in (("cache", CHUNK_TOKENS), ("plain", 0)):  # after large blocks, glibc's heap is in pieces
+            for batch in BATCHES:
+                memory.setdefault(batch, {})[name] = step_memory(ours, batch, tokens)
     embedder, items = Embedder("s3"), mixed_items(2 * options.items)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((1000, 256), dtype=np.float32)

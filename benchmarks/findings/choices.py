@@ -71,6 +71,12 @@ CHOICES = {
     "warmer": Choice("s1", "temperature 0.03, not 0.1", ("stages.s1.temperature=0.1",)),
     "lower-rate": Choice("s0", "learning rate 5e-3, not 2e-3", ("stages.s0.lr=2e-3",)),
     "higher-rate": Choice("s0", "learning rate 5e-3, not 1e-2", ("stages.s0.lr=1e-2",)),
+    "decay": Choice("s0", "no weight decay, not 0.1", ("stages.s0.weight_decay=0.1",)),
+    "warm-up": Choice("s0", "a tenth of the steps warm up, not none", ("stages.s0.warmup=0.0",)),
+    "smaller-batches": Choice(
+        "s0", "batches of 64, not twice as many of 32", ("stages.s0.batch_size=32", "stages.s0.steps=120")
+    ),
+    "longer": Choice("s0", "60 steps are enough, 120 are no better", ("stages.s0.steps=120",)),
     "uniform": Choice("s0", "large sub-datasets are drawn more often, not all alike", ("stages.s0.exponent=0.0",)),
     "proportional": Choice(
         "s0", "large sub-datasets are drawn less often than in proportion", ("stages.s0.exponent=1.0",)
@@ -113,10 +119,12 @@ def trained(
     spoiled = (f"wrong={choice.wrong:g}",) if choice.wrong else ()
     name = "-".join([*stages, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))
     folder = run.folder / "choices" / name
-    preset = override(run.preset, ["data.validation_rows=0", *changes])
+    preset = override(run.preset, ["data.validation_rows=0"])
     for part in stages:
         short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
         preset = override(preset, short)
+    preset = override(preset, changes)  # after them, as steps and batch size may be what the choice is about
+    for part in stages:
         if choice.wrong:
             preset = with_wrong_labels(preset, part, choice.wrong, run.folder / "choices" / "-".join(spoiled))
     start = preset.stages[stages[0]].start
