@@ -200,7 +200,7 @@ def _search_tab(page: Page, visitor: gr.BrowserState) -> tuple[gr.Dropdown, tupl
     model, dim, *others = chosen
     changes = [component.input for component in (instruction, place, kinds, dim, *others)]
     gr.on(changes, page.search_again, inputs, outputs, show_progress="minimal", trigger_mode="always_last")
-    fitted = model.input(page.fitted, [model, dim], dim, show_progress="hidden", trigger_mode="always_last")
+    fitted = model.input(page.fitted, [model, dim], dim, show_progress="minimal", trigger_mode="always_last")
     fitted.then(page.search_again, inputs, outputs, show_progress="minimal")
     for button, suggestion in zip(buttons, suggestions, strict=True):
         fill = button.click(_filled(page, suggestion), None, [query, instruction], show_progress="hidden")
