@@ -113,6 +113,7 @@ class MergeConfig:
 class DataConfig:
     """Sizes of visuals, the cache of their features, and the rows of evaluation.
 
+    evaluators: processes that measure the models of a run side by side on a CPU, whose cores they share.
     public: the folder of public data sets, local copies and what public_data.prepare makes of them.
     """
 
@@ -130,6 +131,7 @@ class DataConfig:
     test_documents: int = 0  # of each task of MMEB-mini, besides those that labels and candidates name; 0: all
     validation_rows: int = 40  # 0: no validation after each stage
     rerank_top_k: int = 100
+    evaluators: int = 1
     public: str = "data/public"
 
 

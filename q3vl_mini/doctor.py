@@ -75,7 +75,7 @@ def _hardware() -> Iterator[Check]:
     )
     fast = fast_cpu_dtype() is torch.bfloat16
     found = f"{cores} cores, fastest in {'bfloat16' if fast else 'float32'}"
-    yield Check("CPU", "ok", found, "" if fast else "the preset tiny takes several times as long as where bfloat16 is fast")
+    yield Check("CPU", "ok", found, "" if fast else "the preset tiny takes several times as long as in a fast bfloat16")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)

@@ -3,11 +3,14 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import torch
 
 from . import evaluate, report
 from .choices import STAGES
-from .config import Preset
+from .config import Preset, load_config
 from .emoji_world import tasks
 from .memory import peak_memory_mb
 from .records import Quadruple
@@ -60,7 +63,8 @@ def _run(r: Run, results: Path, progress: bool) -> Path:
     began = time.monotonic()
     records, unseen = evaluate_all(r)
     if r.is_main:
-        walls["evaluation"] = sum(json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json"))
+        each = [json.loads(f.read_text())["wall_s"] for f in (r.folder / "evaluation").glob("*.json")]
+        walls["evaluation"] = sum(each) / evaluators(r)
         print(f"\n{report.stage_table(records)}\n")
         report.write_results(results, run_meta(r, walls), records, unseen)
         report.plot_stage_table(records, results.with_suffix(".png"))
@@ -85,11 +89,32 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     So are the vectors of every embedder: the reranker's row and later measurements (report's findings) start from them.
     Several processes take the models in turn.
     """
-    data, folder, names = run.preset.data, run.folder / "evaluation", (*EMBEDDERS, "s3+reranker")
+    names = (*EMBEDDERS, "s3+reranker")
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
+    if (n := evaluators(run)) > world:
+        _evaluate_side_by_side(run, n)
+    else:
+        evaluate_models(run, names[::-1][rank::world])  # the reranker takes longest
+    run.accelerator.wait_for_everyone()
     records, unseen = {}, {}
+    for name in names:
+        content = json.loads((run.folder / "evaluation" / f"{name}.json").read_text())
+        records[name] = content["columns"]
+        unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
+    return records, unseen
+
+
+def evaluators(run: Run) -> int:
+    """How many processes measure at the same time: those that there are; if that is one, on a CPU the preset's."""
+    world, on_cpu = run.accelerator.num_processes, run.accelerator.device.type == "cpu"
+    return run.preset.data.evaluators if world == 1 and on_cpu else world
+
+
+def evaluate_models(run: Run, names: Sequence[str]) -> None:
+    """Measure models of a run, each unless folder/evaluation/NAME.json is there."""
+    data, folder = run.preset.data, run.folder / "evaluation"
     benchmark = styles = None  # drawn once, and only if something is left to evaluate
-    for name in names[::-1][rank::world]:  # the reranker takes longest
+    for name in names:
         file = folder / f"{name}.json"
         if not file.is_file():
             began = time.monotonic()
@@ -101,7 +126,8 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
                 run.store.clear()  # training's pictures make room for the test's, which every model looks at
             embedder = "s3" if name == "s3+reranker" else name
             # two processes must not write the same vectors
-            model, vectors = run.model(embedder), folder / (embedder if world == 1 else name)
+            alone = run.accelerator.num_processes == 1
+            model, vectors = run.model(embedder), folder / (embedder if alone else name)
             if name == "s3+reranker":
                 columns = evaluate.evaluate_reranker(
                     run.model("reranker", Reranker),
@@ -119,12 +145,43 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             content = {"columns": report.result_records({name: columns})[name], "unseen_styles": single}
             content |= {"wall_s": round(time.monotonic() - began, 1), "peak_rss_mb": peak_memory_mb()}
             report.write_json(file, content)
-    run.accelerator.wait_for_everyone()
-    for name in names:
-        content = json.loads((folder / f"{name}.json").read_text())
-        records[name] = content["columns"]
-        unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
-    return records, unseen
+
+
+def _evaluate_side_by_side(run: Run, n: int) -> None:
+    """`evaluate_models` of all models in n processes. The reranker comes after s3, whose vectors it reads.
+
+    They are started as commands, so that a script that calls `run` needs no guard against being imported by them.
+    """
+    others = EMBEDDERS[-2::-1]
+    shares = [("s3", "s3+reranker"), *(others[i :: n - 1] for i in range(n - 1))]
+    shares = [share for share in shares if not all((run.folder / "evaluation" / f"{x}.json").is_file() for x in share)]
+    of_group = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if name not in of_group}
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n))
+    folder, started = str(run.folder.resolve()), []
+    try:
+        for share in shares:
+            shows = run.progress and share is shares[-1]
+            code = f"from q3vl_mini.pipeline import evaluate_share; evaluate_share({folder!r}, {share}, {shows})"
+            started.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
+        failed = [share for share, process in zip(shares, started, strict=True) if process.wait()]
+    finally:
+        for process in started:
+            process.terminate()
+    if failed:
+        raise ChildProcessError(f"measuring {' and '.join(map(str, failed))} ended with the error that is told above")
+
+
+def evaluate_share(folder: str, names: Sequence[str], progress: bool) -> None:
+    """`evaluate_models` of a run that has trained all its stages, from its folder alone. It ends with its parent."""
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    evaluate_models(Run(load_config(Path(folder) / "config.json"), folder, progress, tracker="none"), names)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def unseen_scores(

@@ -3,19 +3,22 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import pytest
 from fake_world import FAKE, fake_quadruple
 from safetensors.torch import load_file, save_file
 
-from q3vl_mini import cli, sharding, train, zero
+from q3vl_mini import cli, pipeline, sharding, train, zero
 from q3vl_mini import dry_run as dry
-from q3vl_mini.config import differences, load_preset
+from q3vl_mini.config import differences, load_config, load_preset
 from q3vl_mini.dry_run import dry_run, public_sets, shrunk, told, usable_dtype, with_stand_ins
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.public_data.sets import SETS
+from q3vl_mini.stages import Run
 
 SIZES = {"steps", "batch_size", "chunk_tokens", "probe", "test_rows", "test_documents", "validation_rows", "public"}
 SIZES |= {"train_documents", "name", "backbone", "dtype", "dims", "dim_weights", "rerank_top_k"}
@@ -69,6 +72,28 @@ def test_every_stage_of_a_large_preset_goes_through(name, stand_in, small_evalua
 
     assert "steps" in capsys.readouterr().out
     assert cli.main(command) == 1 and "a dry run that is finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_models_that_are_measured_side_by_side_score_as_one_after_the_other(stand_in, tmp_path, monkeypatch):
+    folder, shares, popen = tmp_path / "dry", [], subprocess.Popen
+    counted = SimpleNamespace(Popen=lambda command, **how: shares.append(command[-1]) or popen(command, **how))
+    monkeypatch.setattr(pipeline, "subprocess", counted)
+    command = ["run", "--preset", "tiny", "--dry-run", "--backbone", str(stand_in), "--folder", str(folder), "--quiet"]
+    assert cli.main(command) == 0 and len(shares) == 2 and "s3+reranker" in shares[0]
+
+    side_by_side = json.loads((folder / "results.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["evaluators"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(folder / "evaluation")
+    run = Run(load_config(folder / "config.json"), folder, progress=False, tracker="none")
+    records, unseen = pipeline.evaluate_all(run)
+    assert len(shares) == 2 and unseen == side_by_side["unseen_styles"]
+    for name, columns in records.items():
+        measured = {column: record["score"] for column, record in columns.items() if "score" in record}
+        others = {column: side_by_side["models"][name][column]["score"] for column in measured}
+        assert len(measured) == 14 and measured == pytest.approx(others), name
 
 
 @pytest.mark.parametrize("name", ["tiny", "colab", "full"])
