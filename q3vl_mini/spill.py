@@ -1,13 +1,15 @@
 """Instances whose content waits on disk, so that a table of texts need not fit into memory."""
 
-import pickle
+import json
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .pages import PdfPage
 from .records import Instance
 
 
@@ -25,7 +27,7 @@ class Spill:
 
     def put(self, instance: Instance) -> "SpilledInstance":
         """The same instance, read from the file each time one of its values is asked for."""
-        content = pickle.dumps(dict(instance))
+        content = json.dumps(dict(instance), default=_as_json).encode()
         with self._lock:
             self._file.seek(self._end)
             self._file.write(content)
@@ -35,7 +37,19 @@ class Spill:
     def _read(self, place: int, size: int) -> dict[str, Any]:
         with self._lock:
             self._file.seek(place)
-            return pickle.loads(self._file.read(size))  # nobody else can have written to a file without a name
+            content = self._file.read(size)
+        return json.loads(content, object_hook=_from_json)
+
+
+def _as_json(value: Any) -> dict[str, Any]:
+    """What JSON lacks: a page of a PDF."""
+    if not isinstance(value, PdfPage):
+        raise TypeError(f"a {type(value).__name__} cannot wait on disk; give texts, paths and pages")
+    return {"page": asdict(value)}
+
+
+def _from_json(content: dict[str, Any]) -> Any:
+    return PdfPage(**content["page"]) if content.keys() == {"page"} else content
 
 
 class SpilledInstance(Mapping):

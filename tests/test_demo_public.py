@@ -190,7 +190,7 @@ def test_another_visitor_finds_nothing_even_with_the_id(ada, eve):
 
 def test_a_hidden_folder_box_reads_nothing_on_a_public_page(ada):
     said, *_ = ada.call("index", "x", [], None, "/", "s1", ada.key)
-    assert "choose some files" in said
+    assert "choose files or a folder" in said
 
 
 def test_collections_that_nobody_uses_are_let_go_of_and_one_in_use_stays_one(tmp_path, monkeypatch):
