@@ -28,7 +28,6 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from . import backbone, combine, evaluate, merge
-from .backbone import inner
 from .checkpoint import claim, load_checkpoint, save_checkpoint
 from .compression import Quantizers
 from .config import Preset, StageConfig, load_config, override
@@ -259,7 +258,7 @@ def reranker_beside(base: Embedder) -> str | None:
 
     None if that is a full embedder, or has no head for words, or the released one cannot be had.
     """
-    model = inner(base.model)
+    model = backbone.inner(base.model)
     name = model.name_or_path
     if name == TINY:
         return "reranker"

@@ -24,8 +24,8 @@ STEP = 6  # grey levels of 255 that count as darker: less is what compression le
 BITS = 2 * RASTER * RASTER
 NEAR_BITS = 48  # of the 512 that near duplicates may differ in
 NEAR_SHARE = 0.25  # of the bits set in either: a page of text, or a drawing of few lines, sets few
-KEY = 64  # characters of a text that its key shows
 NEAR_COLOUR = 16  # levels of 255 that a part's mean colour may differ by
+KEY = 64  # characters of a text that its key shows
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Vectors that need not fit into memory: embedded block by block into a file, and read from there."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +26,32 @@ def encode_to_file(
     """
     if len(items) == 0:
         raise ValueError(f"no items to embed into {path}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    for start in range(0, len(items), block):
-        vectors = encode(items[start : start + block])
-        if start == 0:
-            shape = (len(items), vectors.shape[1])
-            file = np.lib.format.open_memmap(partial, mode="w+", dtype=vectors.dtype, shape=shape)
-        file[start : start + len(vectors)] = vectors
-    file.flush()
-    del file  # Windows does not rename a file that is mapped
-    os.replace(partial, path)
-    return np.load(path, mmap_mode="r")
+    starts = range(0, len(items), block)
+    return _write((encode(items[start : start + block]) for start in starts), len(items), Path(path))
 
 
-def join_files(parts: Sequence[str | Path], path: str | Path) -> None:
-    """Vectors of several .npy files (n, D), in their order, as one .npy file, which is replaced in one move.
+def join_files(parts: Sequence[str | Path], path: str | Path) -> np.ndarray:
+    """Vectors of several .npy files (n, D), in their order, as one file; what `encode_to_file` returns.
 
     A part at a time is read. Raises ValueError: no parts.
     """
     maps = [np.load(part, mmap_mode="r") for part in parts]
     if not maps:
         raise ValueError(f"no vectors to join into {path}")
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    shape = (sum(map(len, maps)), *maps[0].shape[1:])
-    file = np.lib.format.open_memmap(partial, mode="w+", dtype=maps[0].dtype, shape=shape)
-    start = 0
-    for part in maps:
-        file[start : start + len(part)] = part
-        start += len(part)
+    return _write(maps, sum(map(len, maps)), Path(path))
+
+
+def _write(blocks: Iterable[np.ndarray], rows: int, path: Path) -> np.ndarray:
+    """Blocks (n, D), `rows` rows in all, as a .npy file that is replaced in one move; mapped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, file, start = path.with_name(path.name + ".partial"), None, 0
+    for vectors in blocks:
+        if file is None:
+            shape = (rows, vectors.shape[1])
+            file = np.lib.format.open_memmap(partial, mode="w+", dtype=vectors.dtype, shape=shape)
+        file[start : start + len(vectors)] = vectors
+        start += len(vectors)
     file.flush()
     del file  # Windows does not rename a file that is mapped
     os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
