@@ -58,7 +58,8 @@ class StageConfig:
     queries of all processes. n_negatives of the mined ones, and n_random that are drawn from the whole corpus, enter a
     batch for each query. accumulate: batches a step, each with its own in-batch negatives. chunk_tokens: how many are
     embedded at once (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's
-    Z_i besides the query's own negatives. loss_per_task: classification and STS get their own loss.
+    Z_i besides the query's own negatives. masks_of: at a prefix and precision its own scores are masked ("each") or those
+    that the whole embedding masks ("whole"). loss_per_task: classification and STS get their own loss.
     teacher_temperature: distillation alone.
     """
 
@@ -80,6 +81,7 @@ class StageConfig:
     teacher_temperature: float = 1.0
     margin: float = 0.1
     terms: tuple[str, ...] = ("query_document",)
+    masks_of: str = "each"
     loss_per_task: bool = False
     mining: MiningConfig | None = None
     log_every: int = 10
@@ -93,6 +95,8 @@ class StageConfig:
             )
         if unknown := set(self.terms) - set(TERMS):
             raise ValueError(f"unknown terms {sorted(unknown)}; choose among {list(TERMS)}")
+        if self.masks_of not in ("each", "whole"):
+            raise ValueError(f"masks_of {self.masks_of!r}; choose each or whole")
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ class Preset:
     dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
     keep only each layer's input for the backward pass and compute the rest again, for memory. shard: split the frozen
     weights among the processes of a training, for memory (sharding.py). workers: processes that do side by side, on a
-    CPU whose cores they share, what of a run does not wait for each other. lora_rank: 0 is full fine-tuning of the
+    CPU whose cores they share, what of a run does not wait for each other; fewer where less memory is free than
+    worker_mb for each. lora_rank: 0 is full fine-tuning of the
     language model, in float32 (or autocast); for single stages, because s3 merges adapters.
     """
 
@@ -156,6 +161,7 @@ class Preset:
     checkpointing: bool = False
     shard: bool = False
     workers: int = 1
+    worker_mb: int = 0
     lora_rank: int = 32
     lora_alpha: int = 32
     dims: tuple[int, ...] = (0,)

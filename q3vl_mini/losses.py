@@ -12,6 +12,7 @@ result is the gradient of one process with the joint batch. No further factor of
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ def info_nce(
     query_query: bool = True,
     document_document: bool = True,
     others_negatives: bool = False,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """InfoNCE with masks against false negatives, equation 1: -1/B sum_i log(e^{s(q_i, d_i+)/tau} / Z_i).
 
@@ -75,6 +77,8 @@ def info_nce(
         query_document, query_query, document_document: which in-batch terms enter Z_i.
         others_negatives: hard negatives of other queries enter Z_i too. (The report's "other in-batch documents"
             may be read so; the other positives alone are the default here.)
+        masks: of `info_nce_masks` for other scores, such as those of the embeddings that these are prefixes of; None
+            is those of the scores here, as in equation 1.
 
     Returns:
         A scalar, the mean over the B rows.
@@ -105,17 +109,18 @@ def info_nce(
         document_document=document_document,
         others_negatives=others_negatives,
     )
-    masks = info_nce_masks(
-        scores,
-        margin=margin,
-        offset=offset,
-        document_ids=document_ids,
-        all_document_ids=all_document_ids,
-        negatives_mask=negatives_mask,
-        negative_ids=negative_ids,
-        all_negatives_mask=all_negatives_mask,
-        all_negative_ids=all_negative_ids,
-    )
+    if masks is None:
+        masks = info_nce_masks(
+            scores,
+            margin=margin,
+            offset=offset,
+            document_ids=document_ids,
+            all_document_ids=all_document_ids,
+            negatives_mask=negatives_mask,
+            negative_ids=negative_ids,
+            all_negatives_mask=all_negatives_mask,
+            all_negative_ids=all_negative_ids,
+        )
     # m * e^{s/tau} = e^{-inf} = 0 where the mask m is 0
     terms = [(scores[name] / temperature).masked_fill(~masks[name], -math.inf).flatten(1) for name in scores]
     log_z = torch.logsumexp(torch.cat(terms, dim=1), dim=1)  # (B,)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from . import evaluate, report
@@ -104,9 +105,13 @@ def minutes_left(walls: Mapping[str, float], last: Mapping[str, Any]) -> float |
 
 
 def workers(run: Run) -> int:
-    """How many processes work side by side: on a CPU, where they are of no group, as many as the preset names."""
-    alone = run.accelerator.num_processes == 1 and run.accelerator.device.type == "cpu"
-    return run.preset.workers if alone else 1
+    """How many processes work side by side: on a CPU, where they are of no group, as many as the preset names, but no
+    more than there are cores, and memory for."""
+    preset = run.preset
+    if run.accelerator.num_processes > 1 or run.accelerator.device.type != "cpu":
+        return 1
+    room = psutil.virtual_memory().available // (preset.worker_mb * 2**20) if preset.worker_mb else preset.workers
+    return max(1, min(preset.workers, room, os.cpu_count() or 1))
 
 
 def jobs(run: Run, n: int) -> list[Job]:

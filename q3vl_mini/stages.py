@@ -391,33 +391,44 @@ def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
     The learned steps of the quantisers are the means of those of s1 and s2.
     """
     run.preset.require_adapters("s3")
-    config, s1, began = run.preset.merge, run.preset.stages["s1"], time.monotonic()
-    vectors, quantizers = [], []
-    for source in ("s1", "s2"):
-        model = run.model(source)
-        vectors.append(combine.vector_of(model.model))
-        quantizers.append(model.quantizers)
+    began = time.monotonic()
+    models = [run.model(source) for source in ("s1", "s2")]
+    vectors = [combine.vector_of(model.model) for model in models]
     raw = run.model("raw")
-    probe = [q.select(range(min(config.probe, len(q)))) for q in mined_data(run, "s1")]
-    batches = batch_stream(probe, s1, config.steps, run.preset.seed)(0)
-    options = run.objective(raw)[0] | {"quantizers": None, "quantizer_weights": None}
-    bar = tqdm(total=config.steps, desc=stage, disable=not (run.progress and run.is_main))
-
-    def loss_at(delta: merge.Vector) -> torch.Tensor:
-        with merge.apply_delta(raw.model, delta):
-            bar.update()
-            return embedding_loss(lambda rows, i: raw(raw.collate(rows, i)), next(batches), s1, **options)
-
-    with bar:
-        found = merge.self_position(loss_at, vectors, mu=config.mu, steps=config.steps, lr=config.lr)
-    raw.model, adapter = combine.add_delta(raw.model, merge.position(vectors, found.a, found.lam), config.rank)
+    found = self_positioned(run, raw, vectors)
+    delta = merge.position(vectors, found.a, found.lam)
+    raw.model, adapter = combine.add_delta(raw.model, delta, run.preset.merge.rank)
     raw.backbone.model = raw.model
     log = [{"step": i + 1, **row} for i, row in enumerate(found.history)]
     facts = {"a": found.a, "lambda": found.lam, "angle": merge.angle(*vectors), "adapter_error": adapter.error}
     if run.is_main:
         write_whole(run.folder / stage / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
-    steps = combine.mean_quantizers(quantizers)
+    steps = combine.mean_quantizers([model.quantizers for model in models])
     return _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
+
+
+def self_positioned(
+    run: Run, raw: Embedder, vectors: Sequence[merge.Vector], base: merge.Vector | None = None
+) -> merge.Position:
+    """Self Positioning of task vectors on a probe set of s1's data, with its loss.
+
+    raw: the backbone without an adapter. base: what lies between it and the model that `vectors` start from, if that
+    is another.
+    """
+    config, s1 = run.preset.merge, run.preset.stages["s1"]
+    probe = [q.select(range(min(config.probe, len(q)))) for q in mined_data(run, "s1")]
+    batches = batch_stream(probe, s1, config.steps, run.preset.seed)(0)
+    options = run.objective(raw)[0] | {"quantizers": None, "quantizer_weights": None}
+    bar = tqdm(total=config.steps, desc="s3", disable=not (run.progress and run.is_main))
+
+    def loss_at(delta: merge.Vector) -> torch.Tensor:
+        whole = delta if base is None else merge.linear([base, delta], [1.0, 1.0])
+        with merge.apply_delta(raw.model, whole):
+            bar.update()
+            return embedding_loss(lambda rows, i: raw(raw.collate(rows, i)), next(batches), s1, **options)
+
+    with bar:
+        return merge.self_position(loss_at, vectors, mu=config.mu, steps=config.steps, lr=config.lr)
 
 
 def batch_stream(quadruples, config: StageConfig, steps: int, seed: int, teacher=None):

@@ -27,10 +27,18 @@ from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compression import Quantizers, compressed_objective
-from .config import StageConfig
+from .config import TERMS, StageConfig
 from .data import Batch, save_batch
 from .forward import split_rows
-from .losses import classification_loss, cosent_loss, distillation_loss, info_nce, yes_no_loss
+from .losses import (
+    classification_loss,
+    cosent_loss,
+    distillation_loss,
+    info_nce,
+    info_nce_masks,
+    info_nce_scores,
+    yes_no_loss,
+)
 from .memory import give_back_freed
 from .prefix_info_nce import prefix_info_nce
 from .sharding import shard_frozen
@@ -103,11 +111,21 @@ def embedding_loss(
         if processes > 1 and others_negatives:
             embeddings["all_negatives"] = gather(negatives)
             constants |= {"all_negatives_mask": gather(mask), "all_negative_ids": gather(negative_ids)}
-        loss = prefix_info_nce  # the numbers of info_nce at every prefix, faster
-        at_prefixes = partial(loss, dims=dims, dim_weights=dim_weights, **constants)
+        if stage.masks_of == "whole":
+            constants["masks"] = masks_of_whole(embeddings, constants)
+        else:
+            loss = prefix_info_nce  # the numbers of info_nce at every prefix, faster
+            at_prefixes = partial(loss, dims=dims, dim_weights=dim_weights, **constants)
     return compressed_objective(
         partial(loss, **constants), embeddings, dims, dim_weights, quantizers, quantizer_weights, at_prefixes
     )
+
+
+@torch.no_grad()
+def masks_of_whole(embeddings: Mapping[str, Tensor | None], constants: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The masks of equation 1 for embeddings that are not cut or quantised, with the arguments of `info_nce`."""
+    scores = info_nce_scores(**embeddings, **{name: on for name, on in constants.items() if name in TERMS})
+    return info_nce_masks(scores, **{k: x for k, x in constants.items() if k not in (*TERMS, "temperature")})
 
 
 def distillation_step(

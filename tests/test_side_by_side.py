@@ -1,8 +1,10 @@
 """Jobs in several processes: order, number, failures, and what is told of them."""
 
+import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from q3vl_mini.side_by_side import Job, work_off
@@ -48,6 +50,25 @@ def test_a_failure_is_named_ends_the_others_and_shows_what_the_job_said(tmp_path
         work_off(jobs, 2, progress=False)
     assert time.monotonic() - began < 30 and not list(tmp_path.iterdir())
     assert "no such thing" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    job = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"from q3vl_mini.side_by_side import Job, work_off; work_off([Job('long', {job!r})], 1, progress=False)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    parent.kill()
+    parent.wait()
+    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(happens, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_jobs_that_wait_for_each_other_are_refused():

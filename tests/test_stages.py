@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,20 +175,7 @@ def test_what_is_left_is_what_the_last_run_needed_at_this_runs_pace():
     assert pipeline.minutes_left({"bootstrap": 50.0}, last) is None  # the last run had other stages
 
 
-def _with_code(job, code):
-    return replace(job, code=code + job.code)
-
-
-@pytest.fixture
-def jobs_in_the_fake_world(monkeypatch):
-    code, entered = pipeline._job, f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    entered += "import torch; from fake_world import enter_fake_world; torch.set_num_threads(1); enter_fake_world()\n"
-    monkeypatch.setattr(pipeline, "_job", lambda *args: _with_code(code(*args), entered))
-
-
-def test_stages_side_by_side_give_the_models_of_one_after_the_other(
-    small_checkpoint, fake_world, jobs_in_the_fake_world, tmp_path, capfd
-):
+def test_stages_side_by_side_give_the_models_of_one_after_the_other(small_checkpoint, fake_world, tmp_path, capfd):
     preset = small_preset(small_checkpoint)
     results = {}
     for n in (1, 2):
@@ -213,7 +200,7 @@ def test_stages_side_by_side_give_the_models_of_one_after_the_other(
 
 
 def test_a_stage_that_fails_among_workers_is_named_and_the_run_goes_on_later(
-    small_checkpoint, fake_world, jobs_in_the_fake_world, tmp_path, capfd
+    small_checkpoint, fake_world, tmp_path, capfd
 ):
     preset = replace(small_preset(small_checkpoint), workers=2)
     broken = replace(preset, stages=preset.stages | {"judge": replace(preset.stages["judge"], tasks={"none": 8})})
@@ -227,6 +214,17 @@ def test_a_stage_that_fails_among_workers_is_named_and_the_run_goes_on_later(
     assert not {*done} & {job.name for job in pipeline.jobs(run, 2)}
     pipeline.run(preset, tmp_path, progress=False, tracker="none")
     assert (tmp_path / "s3" / "metrics.json").is_file()
+
+
+def test_workers_are_no_more_than_memory_and_cores_allow(small_checkpoint, fake_world, tmp_path, monkeypatch):
+    run = stages.Run(replace(small_preset(small_checkpoint), workers=4, worker_mb=1000), tmp_path, tracker="none")
+
+    def allowed(free_mb, cores):
+        monkeypatch.setattr(pipeline.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_mb * 2**20))
+        monkeypatch.setattr(pipeline.os, "cpu_count", lambda: cores)
+        return pipeline.workers(run)
+
+    assert [allowed(*x) for x in [(9000, 8), (3500, 8), (500, 8), (9000, 2), (9000, None)]] == [4, 3, 1, 2, 1]
 
 
 def test_jobs_wait_for_what_they_read(small_checkpoint, fake_world, tmp_path):

@@ -285,6 +285,32 @@ def test_other_tasks_get_infonce_with_the_terms_of_the_stage(small_checkpoint, t
     assert mask.any() and not mask.all()  # the lists are ragged
 
 
+def test_masks_may_be_those_of_the_whole_embedding_at_every_prefix(small_checkpoint):
+    """A loop over rows and terms: what is left out is judged by all 64 numbers, the loss is of the first 8."""
+    stage = replace(STAGE, terms=("query_document", "query_query"), margin=-0.02, n_negatives=0, temperature=0.1)
+    batch, encode = first_batch(text_task(), stage), encode_with(embedder(small_checkpoint))
+    q, d = encode(batch.queries, batch.instruction).double(), encode(batch.positives, None).double()
+
+    def cosine(a, b, dim):
+        return torch.cosine_similarity(a[:dim], b[:dim], dim=0)
+
+    losses, left_out = {"each": 0.0, "whole": 0.0}, set()
+    for masks_of, judged in (("each", 8), ("whole", 64)):
+        for i in range(len(q)):
+            terms = [cosine(q[i], d[i], 8)]
+            for j in (j for j in range(len(q)) if batch.positive_ids[j] != batch.positive_ids[i]):
+                for other in (d[j], q[j]):
+                    if cosine(q[i], other, judged) <= cosine(q[i], d[i], judged) + stage.margin:
+                        terms.append(cosine(q[i], other, 8))
+                    else:
+                        left_out.add(masks_of)
+            losses[masks_of] -= (terms[0] / 0.1 - torch.logsumexp(torch.stack(terms) / 0.1, 0)).item() / len(q)
+    assert left_out == {"each", "whole"} and losses["each"] != pytest.approx(losses["whole"], rel=1e-3)
+    for masks_of, expected in losses.items():
+        found = train.embedding_loss(encode, batch, replace(stage, masks_of=masks_of), dims=[8])
+        assert found.item() == pytest.approx(expected, rel=1e-4), masks_of
+
+
 def test_distillation_follows_the_teacher_logits_of_the_batch(small_checkpoint):
     task = text_task()
     teacher = {task.name: {i: {d: float(i - d) for d in (i, *r.negatives)} for i, r in enumerate(task.relevance)}}

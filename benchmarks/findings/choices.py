@@ -4,9 +4,10 @@
 
 Each choice is two short trainings of one stage, or of one stage after another, with the preset's settings and with
 others instead, on the same data, from the same seed, of the same number of steps and of documents a query; both are
-measured on MMEB-mini's test split, by which nothing is chosen: the preset stays what it is. Trainings are kept in the
-run's folder under choices/, so that a call goes on where the last one stopped. Writes results/findings/F6.json with
-every choice measured so far.
+measured on MMEB-mini's test split, by which nothing is chosen: the preset stays what it is. s2 and the reranker, which
+are short, have all their steps; the reranker is measured over the TOP_K best candidates of s1, in its retrieval tasks.
+Trainings are kept in the run's folder under choices/, so that a call goes on where the last one stopped. Writes
+results/findings/F6.json with every choice measured so far.
 """
 
 import json
@@ -28,6 +29,7 @@ from q3vl_mini.emoji_world.tasks import TASKS, build
 from q3vl_mini.forward import VisualStore
 from q3vl_mini.losses import info_nce
 from q3vl_mini.noise import add_noise
+from q3vl_mini.reranker import Reranker
 from q3vl_mini.stages import Run, run_stage
 from q3vl_mini.train import loss_of
 
@@ -56,6 +58,11 @@ CHOICES = {
     "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
     "stage-2-terms": Choice("s1", "stage 2 has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",)),
     "masks": Choice("s0", "scores above the positive's are masked", ("stages.s0.margin=1e9",)),
+    "masks-of-whole": Choice(
+        "s0",
+        "at a prefix its own scores are masked, not those of the whole embedding",
+        ('stages.s0.masks_of="whole"',),
+    ),
     "hard-negatives": Choice(
         "s1",
         "stage 2 has mined and labelled negatives, not random ones",
@@ -104,7 +111,23 @@ CHOICES = {
         binary=True,
     ),
     "qat-whole": Choice("s0", "QAT, scored in float32", ("quantizers={}",)),
+    "student-colder": Choice("s2", "s2 at temperature 0.03, not 0.01", ("stages.s2.temperature=0.01",)),
+    "student-warmer": Choice("s2", "s2 at temperature 0.03, not 0.1", ("stages.s2.temperature=0.1",)),
+    "teacher-sharper": Choice("s2", "its teacher at temperature 1, not 0.3", ("stages.s2.teacher_temperature=0.3",)),
+    "teacher-flatter": Choice("s2", "its teacher at temperature 1, not 3", ("stages.s2.teacher_temperature=3.0",)),
+    "reranker-random": Choice(
+        "reranker",
+        "the reranker has a mined and a random negative, not two random ones",
+        ("stages.reranker.n_negatives=0", "stages.reranker.n_random=2"),
+    ),
+    "reranker-mined": Choice(
+        "reranker",
+        "the reranker has a mined and a random negative, not two mined ones",
+        ("stages.reranker.n_negatives=2", "stages.reranker.n_random=0"),
+    ),
 }
+WHOLE = ("s2", "reranker")  # the stages that have all their steps
+TOP_K = 20
 
 
 def trained(
@@ -120,7 +143,7 @@ def trained(
     name = "-".join([*stages, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))
     folder = run.folder / "choices" / name
     preset = override(run.preset, ["data.validation_rows=0"])
-    for part in stages:
+    for part in [x for x in stages if x not in WHOLE]:
         short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
         preset = override(preset, short)
     preset = override(preset, changes)  # after them, as steps and batch size may be what the choice is about
@@ -131,15 +154,26 @@ def trained(
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
     for part in stages:  # both sides train on what the run mined, unless that is what the choice is about
-        mined = run.folder / part / "mined.json"
-        if mined.is_file() and not (folder / part).is_dir() and not choice.wrong:
+        kept = [file for name in ("mined.json", "teacher.json") if (file := run.folder / part / name).is_file()]
+        if kept and not (folder / part).is_dir() and not choice.wrong:
             (folder / part).mkdir(parents=True)
-            shutil.copyfile(mined, folder / part / mined.name)
+            for file in kept:
+                shutil.copyfile(file, folder / part / file.name)
     trial = Run(preset, folder, progress=options.progress, tracker="none")
     trial.store = store
     for part in stages:
         run_stage(trial, part)
     quadruples = tasks.benchmark("test", options.rows, preset.data.test_seed)
+    if stages[-1] == "reranker":
+        retrieval = {TASKS[name].column for name in preset.stages["reranker"].tasks}
+        return evaluate.evaluate_reranker(
+            trial.model("reranker", Reranker),
+            trial.load(run.folder / "s1" / "model"),
+            [q for q in quadruples if q.task in retrieval],
+            top_k=TOP_K,
+            batch_size=preset.data.batch_size,
+            folder=run.folder / "choices" / f"s1-test-{options.rows}",
+        )
     kept = folder / f"test-{options.rows}"
     rows = evaluate.encoded(trial.model(stages[-1]), quadruples, batch_size=preset.data.batch_size, folder=kept)
     return evaluate.by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
@@ -192,7 +226,7 @@ def main() -> None:
             "scores": [[x.score for x in side] for side in overall],
             "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},
             "seeds": [run.preset.seed for run in runs],
-            "steps": options.steps,
+            "steps": runs[0].preset.stages[choice.stage].steps if choice.stage in WHOLE else options.steps,
             "batch_size": options.batch_size,
             "rows": options.rows,
         }

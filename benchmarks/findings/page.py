@@ -161,6 +161,15 @@ def teacher(found: Found) -> list[str]:
     return lines + table(["model", *columns], rows) + claims(found["claims"])
 
 
+def merging(found: Found) -> list[str]:
+    columns = list(found["table"]["s1"])
+    lines = head("How s1 and s2 are merged", found)
+    lines += ["Self Positioning around the raw backbone is s3. Around s0, what s1 and s2 add to s0 is merged instead."]
+    lines += [f"TIES keeps the largest {100 * found['density']:.0f} % of each task vector's numbers.", ""]
+    rows = [[model, *(percent(scores[c]) for c in columns)] for model, scores in found["table"].items()]
+    return lines + table(["model", *columns], rows) + claims(found["claims"])
+
+
 def compression(found: Found) -> list[str]:
     rows = found["table"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -287,6 +296,7 @@ SECTIONS: dict[str, Callable[[Found], list[str]]] = {
     "F1": stages,
     "F2": reranker,
     "teacher": teacher,
+    "merging": merging,
     "F3-F4": compression,
     "F5": granularity,
     "F6": choices,
