@@ -58,8 +58,8 @@ class StageConfig:
     queries of all processes. n_negatives of the mined ones, and n_random that are drawn from the whole corpus, enter a
     batch for each query. accumulate: batches a step, each with its own in-batch negatives. chunk_tokens: how many are
     embedded at once (gradient cache); 0 embeds a batch whole. warmup: share of the steps. terms: what enters InfoNCE's
-    Z_i besides the query's own negatives. masks_of: at a prefix and precision its own scores are masked ("each") or those
-    that the whole embedding masks ("whole"). loss_per_task: classification and STS get their own loss.
+    Z_i besides the query's own negatives. masks_of: what is masked at a prefix and precision, by its own scores
+    ("each") or by those of the whole embedding ("whole"). loss_per_task: classification and STS get their own loss.
     teacher_temperature: distillation alone.
     """
 
