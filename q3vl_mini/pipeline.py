@@ -26,7 +26,7 @@ from .reranker import Reranker
 from .side_by_side import Job, work_off
 from .stages import Run, clear_away, mine_share, run_stage, thinned, time_of
 
-EMBEDDERS = ("raw", "s0", "s1", "s2", "s3")  # the rows of the stage table, before s3+reranker
+MODELS = ("raw", "s0", "s1", "s2", "s3", "s3+reranker")  # the rows of the stage table
 MEMORY = "memory.json"  # of all processes together, where several worked side by side
 
 
@@ -142,14 +142,10 @@ def jobs(run: Run, n: int) -> list[Job]:
 
 
 def measurements(run: Run) -> list[Job]:
-    """A job for each model that is not measured yet. The reranker's comes with s3's, whose vectors it reads."""
-    left = [x for x in EMBEDDERS[::-1] if not (run.folder / "evaluation" / f"{x}.json").is_file()]
-    shares = [(x, "s3+reranker") if x == "s3" else (x,) for x in left]
-    if "s3" not in left and not (run.folder / "evaluation" / "s3+reranker.json").is_file():
-        shares = [("s3+reranker",), *shares]
-    after = {"s3": ("s3",), "s3+reranker": ("s3",), "raw": ()}
-    named = [(_job(run, " and ".join(share), "evaluate_models", share), share[0]) for share in shares]
-    return [replace(job, name=f"measuring {job.name}", after=after.get(x, (x,))) for job, x in named]
+    """A job for each model that is not measured yet; the reranker's, which takes longest, comes first."""
+    left = [x for x in MODELS[::-1] if not (run.folder / "evaluation" / f"{x}.json").is_file()]
+    after = {"raw": (), "s3+reranker": ("s3",)}
+    return [replace(_job(run, f"measuring {x}", "evaluate_models", (x,)), after=after.get(x, (x,))) for x in left]
 
 
 def _mines_the_same(preset: Preset, stage: str, other: str) -> bool:
@@ -198,15 +194,14 @@ def evaluate_all(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     So are the vectors of every embedder: the reranker's row and later measurements (report's findings) start from them.
     Several processes take the models in turn.
     """
-    names = (*EMBEDDERS, "s3+reranker")
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
     if (n := workers(run)) > 1:
         _side_by_side(run, n, [replace(job, after=()) for job in measurements(run)])
     else:
-        evaluate_models(run, names[::-1][rank::world])  # the reranker takes longest
+        evaluate_models(run, MODELS[::-1][rank::world])  # the reranker takes longest
     run.accelerator.wait_for_everyone()
     records, unseen = {}, {}
-    for name in names:
+    for name in MODELS:
         content = json.loads((run.folder / "evaluation" / f"{name}.json").read_text())
         records[name] = content["columns"]
         unseen |= {name: content["unseen_styles"]} if content["unseen_styles"] else {}
@@ -229,7 +224,7 @@ def evaluate_models(run: Run, names: Sequence[str]) -> None:
                 run.look_at("test")
             embedder = "s3" if name == "s3+reranker" else name
             # two processes must not write the same vectors
-            alone = run.accelerator.num_processes == 1
+            alone = run.accelerator.num_processes == 1 and not run.helps
             model, vectors = run.model(embedder), folder / (embedder if alone else name)
             if name == "s3+reranker":
                 columns = evaluate.evaluate_reranker(

@@ -24,6 +24,8 @@ def section(results: dict) -> str:
         f"Preset `{meta['preset']}`, seed {meta['seed']}, revision `{meta['git'][:12]}`, {meta['cores']} cores: "
         f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}.",
         "",
+        f"Not above chance, by the lower end of its 95 % interval: {no_better_than_chance(results['models'])}.",
+        "",
         f"Single objects in the two unseen styles, text to image, {next(iter(unseen.values()))['n']} queries:",
         "",
         "| model | Hit@1 | Hit@10 |",
@@ -31,6 +33,15 @@ def section(results: dict) -> str:
         *(f"| {name} | {row['hit@1']:.3f} | {row['hit@10']:.3f} |" for name, row in unseen.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def no_better_than_chance(models: dict) -> str:
+    """The columns of each model whose interval reaches down to chance, or "nothing"."""
+    found = {
+        model: [name for name, x in columns.items() if "ci" in x and x["ci"][0] <= x["chance"]]
+        for model, columns in models.items()
+    }
+    return "; ".join(f"{model} in {', '.join(names)}" for model, names in found.items() if names) or "nothing"
 
 
 def write(check: bool = False) -> bool:

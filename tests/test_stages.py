@@ -234,7 +234,7 @@ def test_jobs_wait_for_what_they_read(small_checkpoint, fake_world, tmp_path):
     assert found["s1"] == {"s0", "s1, mining 1 of 2", "s1, mining 2 of 2"}
     assert found["reranker"] == {"judge", "s1, mining 1 of 2", "s1, mining 2 of 2"}  # what s1 mines serves it too
     assert found["s2"] == {"s1", "reranker", "s2, mining 1 of 2", "s2, mining 2 of 2"}
-    assert found["s3"] == {"s1", "s2"} and found["measuring s3 and s3+reranker"] == {"s3"}
+    assert found["s3"] == {"s1", "s2"} and found["measuring s3+reranker"] == {"s3"}
 
 
 def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_world, tmp_path):
