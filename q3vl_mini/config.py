@@ -117,6 +117,7 @@ class MergeConfig:
 class DataConfig:
     """Sizes of visuals, the cache of their features, and the rows of evaluation.
 
+    evaluators: processes that measure the models of a run side by side on a CPU, whose cores they share.
     public: the folder of public data sets, local copies and what public_data.prepare makes of them.
     """
 
@@ -134,6 +135,7 @@ class DataConfig:
     test_documents: int = 0  # of each task of MMEB-mini, besides those that labels and candidates name; 0: all
     validation_rows: int = 40  # 0: no validation after each stage
     rerank_top_k: int = 100
+    evaluators: int = 1
     public: str = "data/public"
 
 
@@ -145,10 +147,8 @@ class Preset:
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
     dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
     keep only each layer's input for the backward pass and compute the rest again, for memory. shard: split the frozen
-    weights among the processes of a training, for memory (sharding.py). workers: processes that do side by side, on a
-    CPU whose cores they share, what of a run does not wait for each other; fewer where less memory is free than
-    worker_mb for each. lora_rank: 0 is full fine-tuning of the
-    language model, in float32 (or autocast); for single stages, because s3 merges adapters.
+    weights among the processes of a training, for memory (sharding.py). lora_rank: 0 is full
+    fine-tuning of the language model, in float32 (or autocast); for single stages, because s3 merges adapters.
     """
 
     name: str
@@ -160,8 +160,6 @@ class Preset:
     autocast: str = ""
     checkpointing: bool = False
     shard: bool = False
-    workers: int = 1
-    worker_mb: int = 0
     lora_rank: int = 32
     lora_alpha: int = 32
     dims: tuple[int, ...] = (0,)

@@ -6,7 +6,6 @@ mined.json where it mined, and metrics.json last: a stage that has it is finishe
 
 import importlib.util
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,20 +57,17 @@ class Run:
     the folder, so it must be one that all of them see; a second run in it is refused (`at_work`).
 
     tracker: what draws the curves besides log.jsonl: "tensorboard" or another that accelerate knows, "none", or "auto"
-    for TensorBoard where it is installed. helps: at work for a run that holds the folder (pipeline.Job).
+    for TensorBoard where it is installed.
     """
 
-    def __init__(
-        self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto", helps: bool = False
-    ):
+    def __init__(self, preset: Preset, folder: str | Path, progress: bool = True, tracker: str = "auto"):
         self.shard, self.zero = sharding.asked_by_launch() or preset.shard, zero.asked_by_launch()
-        self.preset, self.folder, self.progress, self.helps = preset, Path(folder), progress, helps
+        self.preset, self.folder, self.progress = preset, Path(folder), progress
         data, half = preset.data, preset.dtype == "float16"
-        self.store, self._stored = VisualStore(data.store_mb * 2**20), ""
+        self.store = VisualStore(data.store_mb * 2**20)
         self.budget = media_budget(data)
         # the models compute in the dtype that the preset names; what accelerate adds for float16 is loss scaling
         gpu = torch.cuda.is_available()
-        self.tracker = tracker
         if tracker == "auto":
             tracker = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         self.accelerator = Accelerator(
@@ -103,14 +99,8 @@ class Run:
 
         Raises BlockingIOError if another process holds it.
         """
-        with alone(self._lock) if self.is_main and not self.helps else nullcontext(), writing(self.folder):
+        with alone(self._lock) if self.is_main else nullcontext(), writing(self.folder):
             yield
-
-    def look_at(self, part: str) -> None:
-        """Make room in the store: forget the pictures of another part, "training" or "test"."""
-        if self._stored != part:
-            self.store.clear()
-        self._stored = part
 
     def model(self, stage: str, kind: type = Embedder, trainable: bool = False) -> Embedder | Reranker:
         """The Embedder or Reranker that a stage wrote; "raw" is the preset's backbone."""
@@ -232,53 +222,29 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     the explicitly wrong labels are negatives.
     """
     config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
-    run.look_at("training")
     with run.accelerator.main_process_first():  # it prepares what no earlier run did, the others read it
         quadruples = training_data(config, run.preset.seed, run.preset.data.public)
     quadruples = thinned(quadruples, run.preset.data.train_documents)
     if config.mining is None:
         return quadruples
     known = json.loads(file.read_text())["labels"] if file.is_file() else _mined_elsewhere(run, stage)
-    todo = [q for q in to_mine(quadruples, config) if q.name not in known]
+    todo = [q for q in quadruples if q.name not in known and loss_of(q.task, config) is info_nce]
     if todo:
-        known |= run.divided(file, sorted(todo, key=len, reverse=True), partial(_mine, run, stage))
+        miner = run.model(config.mining.miner)
+        large = any(len(quadruple.corpus) > ROWS_IN_MEMORY for quadruple in todo)
+        options = {"batch_size": run.preset.data.batch_size, "progress": run.progress and run.is_main}
+
+        def mined(share: Sequence[Quadruple]) -> dict[str, Any]:
+            with TemporaryDirectory(dir=run.folder, prefix=VECTORS, ignore_cleanup_errors=True) as folder:
+                vectors = evaluate.encoded(miner, share, folder=Path(folder) if large else None, **options)
+                return {q.name: mined_labels(q, queries, corpus, config.mining) for q, queries, corpus in vectors}
+
+        known |= run.divided(file, sorted(todo, key=len, reverse=True), mined)
     if run.is_main:
-        _keep(file, config, {q.name: known[q.name] for q in quadruples if q.name in known})
+        kept = {q.name: known[q.name] for q in quadruples if q.name in known}
+        write_json(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": kept})
     run.accelerator.wait_for_everyone()
     return [with_labels(q, known[q.name]) if q.name in known else q for q in quadruples]
-
-
-def mine_share(run: Run, stage: str, share: int, shares: int) -> None:
-    """One of several shares of a stage's mining, for `mined_data` to find; kept in share-I-of-N.json."""
-    config, file = run.preset.stages[stage], run.folder / stage / f"share-{share}-of-{shares}.json"
-    if not (file.is_file() or (run.folder / stage / "mined.json").is_file()):
-        began = time.time()
-        run.look_at("training")
-        quadruples = to_mine(training_data(config, run.preset.seed, run.preset.data.public), config)
-        parts: list[list[Quadruple]] = [[] for _ in range(shares)]
-        for quadruple in sorted(quadruples, key=len, reverse=True):
-            min(parts, key=lambda part: sum(map(len, part))).append(quadruple)
-        labels = _mine(run, stage, thinned(parts[share], run.preset.data.train_documents))
-        _keep(file, config, labels, worked=[[began, time.time() - began]])
-
-
-def to_mine(quadruples: Sequence[Quadruple], config: StageConfig) -> list[Quadruple]:
-    """Those whose loss has use for mined negatives."""
-    return [q for q in quadruples if loss_of(q.task, config) is info_nce]
-
-
-def _mine(run: Run, stage: str, quadruples: Sequence[Quadruple]) -> dict[str, Any]:
-    """`mined_labels` by name, with the vectors of the stage's miner."""
-    config, large = run.preset.stages[stage].mining, any(len(q.corpus) > ROWS_IN_MEMORY for q in quadruples)
-    miner, options = run.model(config.miner), {"batch_size": run.preset.data.batch_size}
-    with TemporaryDirectory(dir=run.folder, prefix=VECTORS, ignore_cleanup_errors=True) as folder:
-        folder, progress = Path(folder) if large else None, run.progress and run.is_main
-        vectors = evaluate.encoded(miner, quadruples, folder=folder, progress=progress, **options)
-        return {q.name: mined_labels(q, queries, corpus, config) for q, queries, corpus in vectors}
-
-
-def _keep(file: Path, config: StageConfig, labels: Mapping[str, Any], **more: Any) -> None:
-    write_json(file, {"mining": asdict(config.mining), "tasks": dict(config.tasks), "labels": labels} | more)
 
 
 def mined_labels(
@@ -301,7 +267,7 @@ def with_labels(quadruple: Quadruple, labels: Mapping[str, Any]) -> Quadruple:
 
 def _mined_elsewhere(run: Run, stage: str) -> dict[str, Any]:
     config, known = run.preset.stages[stage], {}
-    for file in [*run.folder.glob("*/mined.json"), *run.folder.glob("*/share-*-of-*.json")]:
+    for file in run.folder.glob("*/mined.json"):
         other = json.loads(file.read_text())
         if other["mining"] == asdict(config.mining):
             same = {name for name, rows in config.tasks.items() if other["tasks"].get(name) == rows}
@@ -560,32 +526,15 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         raise ValueError(f"the preset {run.preset.name!r} has no [stages.{stage}]; it has {list(run.preset.stages)}")
     with run.at_work():
         if not run.finished(stage):
-            if run.is_main and not run.helps:
-                clear_away(run)
-            began = time.time()
+            if run.is_main:
+                for left_over in run.folder.glob(f"{VECTORS}*"):  # of a run that was killed while it mined
+                    shutil.rmtree(left_over, ignore_errors=True)
+            began = time.monotonic()
             metrics = RECIPES[stage](run)
             if run.is_main:
-                worked = [[began, time.time() - began]]
-                for file in (run.folder / stage).glob("share-*-of-*.json"):
-                    worked += json.loads(file.read_text())["worked"]
-                metrics |= {"worked": worked, "wall_s": time_of(worked), "peak_rss_mb": peak_memory_mb()}
+                metrics |= {"wall_s": round(time.monotonic() - began, 1), "peak_rss_mb": peak_memory_mb()}
                 write_json(run.folder / stage / "metrics.json", metrics)
             run.accelerator.wait_for_everyone()
         if run.is_main:
             discard(run.folder / stage / "state")
         return run.metrics(stage)
-
-
-def clear_away(run: Run) -> None:
-    """Remove the vectors of a run that was killed while it mined."""
-    for left_over in run.folder.glob(f"{VECTORS}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-
-
-def time_of(worked: Sequence[tuple[float, float]]) -> float:
-    """Seconds in which there was work, of stretches [begin, seconds]: those at the same time count once."""
-    total, until = 0.0, -math.inf
-    for begin, seconds in sorted(worked):
-        total += max(0.0, begin + seconds - max(begin, until))
-        until = max(until, begin + seconds)
-    return round(total, 1)

@@ -2,26 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import q3vl_mini.commands  # noqa: F401  what reads the true TASKS when it is imported has to do so first
-from q3vl_mini import pipeline
 from q3vl_mini.config import DataConfig, MergeConfig, MiningConfig, Preset, StageConfig
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.records import Quadruple, Relevance
 
 WORDS = "red cat green apple blue dog white horse small tree old house new car tall ship".split()
-IN_A_WORKER = f"""
-import sys
-import torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from fake_world import enter_fake_world
-torch.set_num_threads(1)
-enter_fake_world()
-"""  # before what a worker of a run does
 FAKE = {"find": "image_ret", "look": "text_ret", "name": "image_cls", "alike": "sts"}
 
 
@@ -47,12 +37,6 @@ def enter_fake_world(change: Callable = setattr) -> None:
     change(tasks, "benchmark", lambda split, n, seed: [fake_quadruple(k, split, 10, seed) for k in FAKE])
     styles = [replace(fake_quadruple("find", "test", 12, i), name=f"unseen/{i}") for i in (1, 2)]
     change(tasks, "unseen_styles", lambda seed: styles)
-    job = pipeline._job
-    change(pipeline, "_job", lambda *args: _with_code_before(job(*args), IN_A_WORKER))
-
-
-def _with_code_before(job, code):
-    return replace(job, code=code + job.code)
 
 
 def small_preset(checkpoint):

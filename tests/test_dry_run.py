@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -73,18 +75,21 @@ def test_every_stage_of_a_large_preset_goes_through(name, stand_in, small_evalua
 
 
 @pytest.mark.slow
-def test_models_that_are_measured_side_by_side_score_as_one_after_the_other(stand_in, tmp_path):
-    folder = tmp_path / "dry"
+def test_models_that_are_measured_side_by_side_score_as_one_after_the_other(stand_in, tmp_path, monkeypatch):
+    folder, shares, popen = tmp_path / "dry", [], subprocess.Popen
+    counted = SimpleNamespace(Popen=lambda command, **how: shares.append(command[-1]) or popen(command, **how))
+    monkeypatch.setattr(pipeline, "subprocess", counted)
     command = ["run", "--preset", "tiny", "--dry-run", "--backbone", str(stand_in), "--folder", str(folder), "--quiet"]
-    assert cli.main([*command, "--set", "worker_mb=0"]) == 0
+    assert cli.main(command) == 0 and len(shares) == 2 and "s3+reranker" in shares[0]
+
     side_by_side = json.loads((folder / "results.json").read_text())
-    assert side_by_side["meta"]["workers"] == 2
-    config = json.loads((folder / "config.json").read_text()) | {"workers": 1}
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["evaluators"] = 1
     (folder / "config.json").write_text(json.dumps(config))
     shutil.rmtree(folder / "evaluation")
     run = Run(load_config(folder / "config.json"), folder, progress=False, tracker="none")
     records, unseen = pipeline.evaluate_all(run)
-    assert unseen == side_by_side["unseen_styles"]
+    assert len(shares) == 2 and unseen == side_by_side["unseen_styles"]
     for name, columns in records.items():
         measured = {column: record["score"] for column, record in columns.items() if "score" in record}
         others = {column: side_by_side["models"][name][column]["score"] for column in measured}

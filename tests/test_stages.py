@@ -3,14 +3,12 @@
 import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fake_world import FAKE, enter_fake_world, fake_quadruple, small_preset
 from peft import PeftModel
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from two_processes import run_in_two_processes
 
@@ -167,74 +165,10 @@ def test_two_processes_run_all_stages_with_split_weights_and_mine_what_one_mines
 
 
 def test_what_is_left_is_what_the_last_run_needed_at_this_runs_pace():
-    last = {"stage_wall_s": {"s0": 100.0, "s1": 200.0, "evaluation": 400.0}, "wall_s": 700.0}
+    last = {"s0": 100.0, "s1": 200.0, "evaluation": 400.0}
     assert pipeline.minutes_left({"s0": 150.0}, last) == pytest.approx(1.5 * 600 / 60)
     assert pipeline.minutes_left({"s0": 50.0, "s1": 100.0}, last) == pytest.approx(0.5 * 400 / 60)
-    side_by_side = last | {"wall_s": 350.0}  # half of it at the same time as the rest
-    assert pipeline.minutes_left({"s0": 150.0}, side_by_side) == pytest.approx(1.5 * 300 / 60)
     assert pipeline.minutes_left({"bootstrap": 50.0}, last) is None  # the last run had other stages
-
-
-def test_stages_side_by_side_give_the_models_of_one_after_the_other(small_checkpoint, fake_world, tmp_path, capfd):
-    preset = small_preset(small_checkpoint)
-    results = {}
-    for n in (1, 2):
-        file = pipeline.run(replace(preset, workers=n), tmp_path / str(n), tracker="none")
-        results[n] = json.loads(file.read_text())
-    assert "s2: " in capfd.readouterr().out
-    for stage in STAGES:
-        one, two = (load_file(tmp_path / n / stage / "model" / "adapter_model.safetensors") for n in "12")
-        assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one), stage
-        files = [tmp_path / n / stage / "mined.json" for n in "12"]
-        assert not files[0].is_file() or files[0].read_text() == files[1].read_text(), stage
-    assert not list((tmp_path / "2").glob("*/share-*"))
-    for name, columns in results[1]["models"].items():
-        theirs = results[2]["models"][name]
-        assert {c: r["score"] for c, r in columns.items() if "score" in r} == pytest.approx(
-            {c: r["score"] for c, r in theirs.items() if "score" in r}, abs=0.05
-        ), name
-    meta = results[2]["meta"]
-    assert meta["workers"] == 2 and meta["wall_s"] < sum(meta["stage_wall_s"].values())
-    largest = max(json.loads(f.read_text())["peak_rss_mb"] for f in (tmp_path / "2").glob("*/metrics.json"))
-    assert meta["peak_rss_mb"] > largest * 1.2  # two were at work at the same time
-
-
-def test_a_stage_that_fails_among_workers_is_named_and_the_run_goes_on_later(
-    small_checkpoint, fake_world, tmp_path, capfd
-):
-    preset = replace(small_preset(small_checkpoint), workers=2)
-    broken = replace(preset, stages=preset.stages | {"judge": replace(preset.stages["judge"], tasks={"none": 8})})
-    with pytest.raises(ChildProcessError, match="judge ended with the error that is told above"):
-        pipeline.run(broken, tmp_path, progress=False, tracker="none")
-    assert "no sub-dataset 'none'" in capfd.readouterr().err
-    (tmp_path / "config.json").unlink()
-    done = [stage for stage in STAGES if (tmp_path / stage / "metrics.json").is_file()]
-    assert "s2" not in done
-    run = stages.Run(preset, tmp_path, progress=False, tracker="none")
-    assert not {*done} & {job.name for job in pipeline.jobs(run, 2)}
-    pipeline.run(preset, tmp_path, progress=False, tracker="none")
-    assert (tmp_path / "s3" / "metrics.json").is_file()
-
-
-def test_workers_are_no_more_than_memory_and_cores_allow(small_checkpoint, fake_world, tmp_path, monkeypatch):
-    run = stages.Run(replace(small_preset(small_checkpoint), workers=4, worker_mb=1000), tmp_path, tracker="none")
-
-    def allowed(free_mb, cores):
-        monkeypatch.setattr(pipeline.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_mb * 2**20))
-        monkeypatch.setattr(pipeline.os, "cpu_count", lambda: cores)
-        return pipeline.workers(run)
-
-    assert [allowed(*x) for x in [(9000, 8), (3500, 8), (500, 8), (9000, 2), (9000, None)]] == [4, 3, 1, 2, 1]
-
-
-def test_jobs_wait_for_what_they_read(small_checkpoint, fake_world, tmp_path):
-    run = stages.Run(replace(small_preset(small_checkpoint), workers=2), tmp_path, tracker="none")
-    found = {job.name: set(job.after) for job in pipeline.jobs(run, 2)}
-    assert found["s0, mining 1 of 2"] == {"bootstrap"} and found["judge"] == found["measuring raw"] == set()
-    assert found["s1"] == {"s0", "s1, mining 1 of 2", "s1, mining 2 of 2"}
-    assert found["reranker"] == {"judge", "s1, mining 1 of 2", "s1, mining 2 of 2"}  # what s1 mines serves it too
-    assert found["s2"] == {"s1", "reranker", "s2, mining 1 of 2", "s2, mining 2 of 2"}
-    assert found["s3"] == {"s1", "s2"} and found["measuring s3+reranker"] == {"s3"}
 
 
 def test_a_folder_of_another_configuration_is_refused(small_checkpoint, fake_world, tmp_path):
