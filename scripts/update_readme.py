@@ -14,15 +14,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "README.md"
 
 
+ADAPTERS = ROOT / "data_samples" / "adapters"
+
+
+def trained_at(adapters: Path = ADAPTERS) -> dict[str, list[str]]:
+    """By revision the shipped stages that were trained at it, as their cards say; a run that goes on keeps others."""
+    found: dict[str, list[str]] = {}
+    for card in sorted(adapters.glob("*/q3vl_mini.json")):
+        found.setdefault(json.loads(card.read_text(encoding="utf-8"))["git"][:12], []).append(card.parent.name)
+    return found
+
+
 def section(results: dict) -> str:
     """The table, what run it is of, and single-object retrieval in the styles that no training saw."""
     meta, unseen = results["meta"], results["unseen_styles"]
+    revisions = "; ".join(f"{', '.join(stages)} at `{git}`" for git, stages in trained_at().items())
     memory = f"{meta['peak_rss_mb'] / 1024:.1f} GB" if meta["peak_rss_mb"] else "not measured"
     lines = [
         stage_table(results["models"]),
         "",
         f"Preset `{meta['preset']}`, seed {meta['seed']}, revision `{meta['git'][:12]}`, {meta['cores']} cores: "
-        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}.",
+        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}. Trained: {revisions}.",
         "",
         f"Not above chance, by the lower end of its 95 % interval: {no_better_than_chance(results['models'])}.",
         "",
