@@ -77,8 +77,8 @@ def info_nce(
         query_document, query_query, document_document: which in-batch terms enter Z_i.
         others_negatives: hard negatives of other queries enter Z_i too. (The report's "other in-batch documents"
             may be read so; the other positives alone are the default here.)
-        masks: of `info_nce_masks` for other scores, such as those of the embeddings that these are prefixes of; None
-            is those of the scores here, as in equation 1.
+        masks: of `info_nce_masks` for other scores, such as those of the embeddings that these are prefixes of; margin
+            and ids are then not read. None is those of the scores here, as in equation 1.
 
     Returns:
         A scalar, the mean over the B rows.

@@ -357,9 +357,11 @@ def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
     The learned steps of the quantisers are the means of those of s1 and s2.
     """
     run.preset.require_adapters("s3")
-    began = time.monotonic()
-    models = [run.model(source) for source in ("s1", "s2")]
-    vectors = [combine.vector_of(model.model) for model in models]
+    vectors, quantizers, began = [], [], time.monotonic()
+    for source in ("s1", "s2"):
+        model = run.model(source)
+        vectors.append(combine.vector_of(model.model))
+        quantizers.append(model.quantizers)
     raw = run.model("raw")
     found = self_positioned(run, raw, vectors)
     delta = merge.position(vectors, found.a, found.lam)
@@ -369,7 +371,7 @@ def merge_models(run: Run, stage: str = "s3") -> dict[str, Any]:
     facts = {"a": found.a, "lambda": found.lam, "angle": merge.angle(*vectors), "adapter_error": adapter.error}
     if run.is_main:
         write_whole(run.folder / stage / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
-    steps = combine.mean_quantizers([model.quantizers for model in models])
+    steps = combine.mean_quantizers(quantizers)
     return _finish(run, stage, raw, log, steps, time.monotonic() - began, facts)
 
 

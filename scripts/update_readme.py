@@ -6,35 +6,34 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from q3vl_mini.report import fill, rewrite, stage_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "README.md"
+CARDS = "data_samples/adapters/{}/q3vl_mini.json"
+SHIPPED = ("s0", "s1", "s2", "s3", "reranker")
 
 
-ADAPTERS = ROOT / "data_samples" / "adapters"
+def section(results: dict, cards: Mapping[str, dict]) -> str:
+    """The table, what run it is of, and single-object retrieval in the styles that no training saw.
 
-
-def trained_at(adapters: Path = ADAPTERS) -> dict[str, list[str]]:
-    """By revision the shipped stages that were trained at it, as their cards say; a run that goes on keeps others."""
-    found: dict[str, list[str]] = {}
-    for card in sorted(adapters.glob("*/q3vl_mini.json")):
-        found.setdefault(json.loads(card.read_text(encoding="utf-8"))["git"][:12], []).append(card.parent.name)
-    return found
-
-
-def section(results: dict) -> str:
-    """The table, what run it is of, and single-object retrieval in the styles that no training saw."""
+    cards: of the shipped stages, which name the revision that each was trained at: a run that goes on keeps others.
+    """
     meta, unseen = results["meta"], results["unseen_styles"]
-    revisions = "; ".join(f"{', '.join(stages)} at `{git}`" for git, stages in trained_at().items())
+    trained: dict[str, list[str]] = {}
+    for stage, card in cards.items():
+        trained.setdefault(card["git"][:12], []).append(stage)
+    revisions = "; ".join(f"{', '.join(stages)} at `{git}`" for git, stages in trained.items())
     memory = f"{meta['peak_rss_mb'] / 1024:.1f} GB" if meta["peak_rss_mb"] else "not measured"
     lines = [
         stage_table(results["models"]),
         "",
         f"Preset `{meta['preset']}`, seed {meta['seed']}, revision `{meta['git'][:12]}`, {meta['cores']} cores: "
-        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}. Trained: {revisions}.",
+        f"{meta['wall_s'] / 60:.0f} minutes, peak memory {memory}.",
+        f"Trained: {revisions}.",
         "",
         f"Not above chance, by the lower end of its 95 % interval: {no_better_than_chance(results['models'])}.",
         "",
@@ -59,7 +58,8 @@ def no_better_than_chance(models: dict) -> str:
 def write(check: bool = False) -> bool:
     """Rewrite README.md from the results, or with `check` only compare; whether it was up to date."""
     results = json.loads((ROOT / "results" / "tiny.json").read_text())
-    return rewrite(PAGE, fill(PAGE.read_text(encoding="utf-8"), {"stage-table": section(results)}), check)
+    cards = {stage: json.loads((ROOT / CARDS.format(stage)).read_text(encoding="utf-8")) for stage in SHIPPED}
+    return rewrite(PAGE, fill(PAGE.read_text(encoding="utf-8"), {"stage-table": section(results, cards)}), check)
 
 
 def main():

@@ -26,7 +26,19 @@ def test_readme_shows_the_committed_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     import update_readme
 
-    assert update_readme.section(RESULTS) in committed("README.md"), "run scripts/update_readme.py"
+    cards = {stage: json.loads(committed(update_readme.CARDS.format(stage))) for stage in update_readme.SHIPPED}
+    assert update_readme.section(RESULTS, cards) in committed("README.md"), "run scripts/update_readme.py"
+
+
+def test_readme_names_the_columns_whose_interval_reaches_down_to_chance(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import update_readme
+
+    columns = {"low": {"ci": [0.1, 0.3], "chance": 0.1}, "high": {"ci": [0.2, 0.3], "chance": 0.1}}
+    columns["mean"] = {"score": 0.2}
+    said = update_readme.no_better_than_chance({"raw": columns, "s0": {"high": columns["high"]}})
+    assert said == "raw in low"
+    assert update_readme.no_better_than_chance({"s0": {"high": columns["high"]}}) == "nothing"
 
 
 def test_every_model_has_every_column_with_its_chance_and_interval():

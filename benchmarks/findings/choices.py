@@ -217,6 +217,7 @@ def main() -> None:
         other = choice.instead_of or choice.stage
         ours = [trained(run, choice, choice.stage, (), options, store) for run in runs]
         theirs = [trained(run, choice, other, choice.instead, options, store) for run in runs]
+        size = runs[0].preset.stages[choice.stage] if choice.stage in WHOLE else options
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
@@ -226,8 +227,8 @@ def main() -> None:
             "scores": [[x.score for x in side] for side in overall],
             "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},
             "seeds": [run.preset.seed for run in runs],
-            "steps": runs[0].preset.stages[choice.stage].steps if choice.stage in WHOLE else options.steps,
-            "batch_size": options.batch_size,
+            "steps": size.steps,
+            "batch_size": size.batch_size,
             "rows": options.rows,
         }
         interval = f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"

@@ -12,24 +12,25 @@ from collections.abc import Callable, Mapping
 from seeds import Columns, Overall, SeedRun, arguments, claim, opened, write
 
 from q3vl_mini import combine, evaluate, merge
+from q3vl_mini.embedder import Embedder
 from q3vl_mini.stages import Run, self_positioned
 
 SELF = "Self Positioning"  # s3
 DENSITY = 0.5  # of TIES
 
 
-def around_s0(run: Run, vectors: Mapping[str, merge.Vector]) -> merge.Vector:
+def around_s0(run: Run, raw: Embedder, vectors: Mapping[str, merge.Vector]) -> merge.Vector:
     """s3 with s0 as the base: what s1 and s2 add to it is merged, and s0 stays whole below."""
     base = vectors["s0"]
     added = [merge.linear([vectors[name], base], [1.0, -1.0]) for name in ("s1", "s2")]
-    found = self_positioned(run, run.model("raw"), added, base)
+    found = self_positioned(run, raw, added, base)
     return merge.linear([base, merge.position(added, found.a, found.lam)], [1.0, 1.0])
 
 
-METHODS: dict[str, Callable[[Run, Mapping[str, merge.Vector]], merge.Vector]] = {
-    "averaging": lambda run, v: merge.linear([v["s1"], v["s2"]]),
-    "SLERP": lambda run, v: merge.slerp(v["s1"], v["s2"], 0.5),
-    "TIES": lambda run, v: merge.ties([v["s1"], v["s2"]], DENSITY),
+METHODS: dict[str, Callable[[Run, Embedder, Mapping[str, merge.Vector]], merge.Vector]] = {
+    "averaging": lambda run, raw, v: merge.linear([v["s1"], v["s2"]]),
+    "SLERP": lambda run, raw, v: merge.slerp(v["s1"], v["s2"], 0.5),
+    "TIES": lambda run, raw, v: merge.ties([v["s1"], v["s2"]], DENSITY),
     f"{SELF} around s0": around_s0,
 }
 
@@ -41,7 +42,7 @@ def merged(seed: SeedRun, quadruples: list) -> dict[str, Columns]:
     raw, found = run.model("raw"), {}
     for name, method in METHODS.items():
         folder = seed.folder / "merging" / name.replace(" ", "-")
-        with merge.apply_delta(raw.model, method(run, vectors)):
+        with merge.apply_delta(raw.model, method(run, raw, vectors)):
             rows = evaluate.encoded(raw, quadruples, batch_size=seed.preset.data.batch_size, folder=folder)
             found[name] = evaluate.by_column(evaluate.score_quadruple(q, c, x) for x, q, c in rows)
         print(f"seed {seed.preset.seed}, {name}: {100 * evaluate.mean_score(found[name]):.1f}", flush=True)
