@@ -256,6 +256,34 @@ def test_held_out_colourings_are_not_in_training():
     assert buckets == {"train": set(range(2, 10)), "validation": {1}, "test": {0}}
 
 
+TEXT_TASKS = ("visual_document", "keyword_search", "text_group", "similarity", "cross_lingual")
+
+
+@pytest.mark.parametrize("name", TEXT_TASKS)
+def test_no_held_out_query_has_its_answer_in_training_word_for_word(name):
+    def asked(split, n, seed):
+        quadruple = tasks.build(name, split, n, seed)
+        answers = [quadruple.corpus[labels.positives[0]] for labels in quadruple.relevance]
+        said = [answer["text"] if "text" in answer else answer["image"].heading for answer in answers]
+        return {(q["text"].lower(), a.lower()) for q, a in zip(quadruple.queries, said, strict=True)}
+
+    seen = asked("train", 2000, 0) | asked("train", 2000, 1)
+    assert len(seen) > 1000
+    for split in ("validation", "test"):
+        held_out = asked(split, 300, 1)
+        assert len(held_out) > 150 and not held_out & seen
+
+
+def test_a_held_out_concept_is_never_sorted_into_its_category_in_training():
+    def concepts(split):  # a query is a name, a name and keywords, or keywords alone
+        names = {query["text"].split(":")[0] for query in tasks.build("text_group", split, 2000).queries}
+        return {words.name(c.key) for c in sprites.concepts()} & names
+
+    shown = {split: concepts(split) for split in tasks.SPLITS}
+    assert len(shown["train"]) > 500 and len(shown["test"]) > 50 and len(shown["validation"]) > 50
+    assert not shown["train"] & (shown["test"] | shown["validation"]) and not shown["test"] & shown["validation"]
+
+
 def test_no_training_text_is_in_an_unseen_language():
     said = texts(tasks.build("cross_lingual", "train", 1500)) | texts(tasks.build("image_to_text", "train", 500))
 
