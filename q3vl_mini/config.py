@@ -118,7 +118,8 @@ class DataConfig:
     """Sizes of visuals, the cache of their features, and the rows of evaluation.
 
     evaluators: processes that measure the models of a run side by side on a CPU, whose cores they share.
-    public: the folder of public data sets, local copies and what public_data.prepare makes of them.
+    public: the folder of public data sets, local copies and what public_data.prepare makes of them. wrong_labels,
+    unlabelled_duplicates: shares of the queries of training that are spoiled on purpose (noise.add_noise).
     """
 
     image_min_tokens: int = 4
@@ -137,6 +138,8 @@ class DataConfig:
     rerank_top_k: int = 100
     evaluators: int = 1
     public: str = "data/public"
+    wrong_labels: float = 0.0
+    unlabelled_duplicates: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -585,15 +585,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=200, help="number of queries (default 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=8, help="queries on the sheet (default 8)")
+    noise = "share of the queries that get {} (default 0)"
+    parser.add_argument("--wrong", type=float, default=0.0, help=noise.format("a wrong label"))
+    parser.add_argument("--duplicates", type=float, default=0.0, help=noise.format("an unlabelled near-duplicate"))
     parser.add_argument("--out", type=Path, required=True, help="the contact sheet, a picture file")
     parser.add_argument("--save", type=Path, help="also write the quadruple into this folder")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     from .emoji_world.tasks import build
+    from .noise import add_noise
 
     try:
         quadruple = build(options.task, options.split, options.n, options.seed)
-    except ValueError as error:  # an unknown task, or one that this split lacks
+        if options.wrong or options.duplicates:
+            quadruple = add_noise(quadruple, wrong=options.wrong, duplicates=options.duplicates, seed=options.seed)
+    except ValueError as error:  # an unknown task, one that this split lacks, a rate outside [0, 1]
         parser.error(str(error))
     quadruple = replace(quadruple, meta={**quadruple.meta, "licence": EMOJI_WORLD_LICENCE})
     contact_sheet(quadruple, options.rows, options.seed).save(options.out)

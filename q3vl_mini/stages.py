@@ -37,6 +37,7 @@ from .losses import info_nce
 from .machine import fast_cpu_dtype
 from .media import MediaBudget
 from .memory import peak_memory_mb
+from .noise import add_noise
 from .public_data.gather import prepare
 from .public_data.sets import SETS
 from .records import Quadruple, Relevance
@@ -209,9 +210,19 @@ def sub_dataset(name: str, rows: int, seed: int, public: str | Path = DataConfig
     return load_usable(name, rows, seed)
 
 
-def training_data(config: StageConfig, seed: int, public: str | Path = DataConfig.public) -> list[Quadruple]:
-    """The sub-datasets of a stage. The same seed for all stages: they share pictures, whose features are kept."""
-    return [sub_dataset(name, rows, seed, public) for name, rows in config.tasks.items()]
+def training_data(config: StageConfig, seed: int, data: DataConfig | None = None) -> list[Quadruple]:
+    """The sub-datasets of a stage. The same seed for all stages: they share pictures, whose features are kept.
+
+    Noise that `data` asks for is added where the loss is InfoNCE, as mining can mend it there; which labels are wrong
+    the quadruples do not tell.
+    """
+    data = data or DataConfig()
+    quadruples = [sub_dataset(name, rows, seed, data.public) for name, rows in config.tasks.items()]
+    if not (data.wrong_labels or data.unlabelled_duplicates):
+        return quadruples
+    rates = {"wrong": data.wrong_labels, "duplicates": data.unlabelled_duplicates}
+    spoiled = [add_noise(q, **rates, seed=seed) if loss_of(q.task, config) is info_nce else q for q in quadruples]
+    return [replace(q, meta={key: x for key, x in q.meta.items() if key != "truth"}) for q in spoiled]
 
 
 def mined_data(run: Run, stage: str) -> list[Quadruple]:
@@ -223,7 +234,7 @@ def mined_data(run: Run, stage: str) -> list[Quadruple]:
     """
     config, file = run.preset.stages[stage], run.folder / stage / "mined.json"
     with run.accelerator.main_process_first():  # it prepares what no earlier run did, the others read it
-        quadruples = training_data(config, run.preset.seed, run.preset.data.public)
+        quadruples = training_data(config, run.preset.seed, run.preset.data)
     quadruples = thinned(quadruples, run.preset.data.train_documents)
     if config.mining is None:
         return quadruples

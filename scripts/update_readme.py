@@ -9,12 +9,19 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from q3vl_mini.config import load_preset
+from q3vl_mini.emoji_world import words
+from q3vl_mini.emoji_world.scenes import COLOURS
+from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.report import fill, rewrite, stage_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "README.md"
 CARDS = "data_samples/adapters/{}/q3vl_mini.json"
 SHIPPED = ("s0", "s1", "s2", "s3", "reranker")
+ANSWERED = ("image_qa", "video_qa")  # tasks with answers of several kinds, and columns of the same names
 
 
 def section(results: dict, cards: Mapping[str, dict]) -> str:
@@ -36,6 +43,7 @@ def section(results: dict, cards: Mapping[str, dict]) -> str:
         f"Trained: {revisions}.",
         "",
         f"Not above chance, by the lower end of its 95 % interval: {no_better_than_chance(results['models'])}.",
+        guesses(results["models"]),
         "",
         f"Single objects in the two unseen styles, text to image, {next(iter(unseen.values()))['n']} queries:",
         "",
@@ -44,6 +52,34 @@ def section(results: dict, cards: Mapping[str, dict]) -> str:
         *(f"| {name} | {row['hit@1']:.3f} | {row['hit@10']:.3f} |" for name, row in unseen.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def guesses(models: dict) -> str:
+    """What one who sees nothing gets in the QA columns, and who gets no more."""
+    levels = {name: guess_by_kind(name) for name in ANSWERED}
+    said = " and ".join(f"{100 * level:.1f} % in {name}" for name, level in levels.items())
+    no_more = [
+        f"{model} in {name}" for model, x in models.items() for name in ANSWERED if x[name]["ci"][0] <= levels[name]
+    ]
+    return (
+        "Who does not look, but tells from the question if a place, a count, a colour, a size, a motion or a thing is "
+        f"asked for, and guesses among those, gets {said}; no better than that: {', '.join(no_more) or 'none'}."
+    )
+
+
+def guess_by_kind(task: str) -> float:
+    """Chance of the right answer among a query's candidates of the right kind, mean over the test split."""
+    data = load_preset("tiny").data
+    quadruple = build(task, "test", data.test_rows, data.test_seed)
+    kinds = [kind_of_answer(answer["text"]) for answer in quadruple.corpus]
+    alike = [[kinds[d] for d in x.candidates].count(kinds[x.positives[0]]) for x in quadruple.relevance]
+    return float(np.mean(1 / np.array(alike)))
+
+
+def kind_of_answer(text: str) -> str:
+    closed = {"place": words.PLACES, "count": words.NUMBERS, "colour": COLOURS, "size": words.SIZES}
+    closed["motion"] = ["it " + said[0] for said in words.MOTION_WORDS.values()]
+    return next((kind for kind, answers in closed.items() if text in answers), "thing")
 
 
 def no_better_than_chance(models: dict) -> str:

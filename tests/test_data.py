@@ -387,6 +387,17 @@ def test_the_command_explains_itself(capsys):
     assert "usage: q3vl-mini data" in shown
 
 
+def test_the_command_saves_a_task_with_noise_and_its_truth(tmp_path, capsys):
+    noise = ["--wrong", "0.2", "--duplicates", "0.1", "--n", "40"]
+    main(["keyword_search", *noise, "--out", str(tmp_path / "sheet.png"), "--save", str(tmp_path / "noisy")])
+    noisy = load_quadruple(tmp_path / "noisy")
+    labels = zip(noisy.relevance, noisy.meta["truth"], strict=True)
+    assert sum(not set(said.positives) & set(true) for said, true in labels) == 8
+    with pytest.raises(SystemExit):
+        main(["keyword_search", "--wrong", "2", "--out", str(tmp_path / "sheet.png")])
+    assert "noise rates wrong=2.0" in capsys.readouterr().err
+
+
 def test_a_thinner_corpus_keeps_what_is_named_and_the_labels_point_to_it():
     corpus = [f"document {i}" for i in range(50)]
     labels = [Relevance((40, 7), (3,)), Relevance((12,), candidates=(12, 30, 31))]

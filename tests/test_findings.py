@@ -2,15 +2,12 @@
 
 import importlib
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from q3vl_mini.config import data_dir, load_preset, override, save_config
-from q3vl_mini.data import load_quadruple
-from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.evaluate import ColumnResult, DatasetResult
 from q3vl_mini.report import write_json
 
@@ -142,14 +139,3 @@ def test_every_choice_is_another_setting_than_the_presets(seeds):
     choices, preset = importlib.import_module("choices").CHOICES, load_preset("tiny")
     same = [name for name, choice in choices.items() if override(preset, choice.instead) == preset]
     assert [name for name in same if not choices[name].instead_of] == []
-
-
-def test_a_choice_on_wrong_labels_trains_on_the_share_that_it_names(seeds, tmp_path):
-    choices, preset = importlib.import_module("choices"), load_preset("tiny")
-    few = {"keyword_search": 40, "group": 40}  # InfoNCE, and the classification loss, which is not mined
-    preset = replace(preset, stages={**preset.stages, "s1": replace(preset.stages["s1"], tasks=few)})
-    spoiled = choices.with_wrong_labels(preset, "s1", 0.2, tmp_path)
-    assert spoiled.stages["s1"].tasks == {str(tmp_path / "keyword_search"): 40}
-    noisy, clean = load_quadruple(tmp_path / "keyword_search"), build("keyword_search", "train", 40, preset.seed)
-    wrong = [not set(a.positives) & set(b.positives) for a, b in zip(noisy.relevance, clean.relevance, strict=True)]
-    assert sum(wrong) == 8 and choices.with_wrong_labels(preset, "s1", 0.2, tmp_path) == spoiled

@@ -283,3 +283,17 @@ def test_help_shows_examples_of_every_command(capsys):
     out = capsys.readouterr().out
     assert stopped.value.code == 0
     assert all(f"q3vl-mini {command}" in out for command in ("run", "train", "eval", "pretrain", "data"))
+
+
+def test_training_data_can_be_spoiled_at_a_stated_rate():
+    preset = load_preset("tiny")
+    config = replace(preset.stages["s1"], tasks={"keyword_search": 40, "group": 40, "similarity": 40})
+    clean = stages.training_data(config, 0, preset.data)
+    noise = {"wrong_labels": 0.2, "unlabelled_duplicates": 0.1}
+    spoiled = stages.training_data(config, 0, replace(preset.data, **noise))
+    wrong = [
+        sum(not set(a.positives) & set(b.positives) for a, b in zip(one.relevance, other.relevance, strict=True))
+        for one, other in zip(clean, spoiled, strict=True)
+    ]
+    assert wrong == [8, 0, 0]  # only what InfoNCE learns from: categories and graded pairs are not mined
+    assert len(spoiled[0].corpus) > len(clean[0].corpus) and "truth" not in spoiled[0].meta

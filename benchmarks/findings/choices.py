@@ -14,24 +14,19 @@ import json
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from seeds import RESULTS, Columns, Overall, SeedRun, arguments, claim, opened, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.compression import pack_binary, truncate, unpack_binary
-from q3vl_mini.config import Preset, override
-from q3vl_mini.data import save_quadruple
+from q3vl_mini.config import override
 from q3vl_mini.emoji_world import tasks
-from q3vl_mini.emoji_world.tasks import TASKS, build
+from q3vl_mini.emoji_world.tasks import TASKS
 from q3vl_mini.forward import VisualStore
-from q3vl_mini.losses import info_nce
-from q3vl_mini.noise import add_noise
 from q3vl_mini.reranker import Reranker
 from q3vl_mini.stages import Run, run_stage
-from q3vl_mini.train import loss_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,7 @@ class Choice:
 
     stage: what is trained, from what the seed's run has before it. "s0, s1" is s0, and s1 from there, each for its
     share of the steps. instead_of: the other side's, if it is not the same. dim, binary: the vectors that are scored,
-    cut and reduced to signs; by default whole. wrong: the share of queries that get a wrong label on both sides, which
-    then mine for themselves, on the tasks of the stage that have InfoNCE.
+    cut and reduced to signs; by default whole. wrong: data.wrong_labels of both sides, which then mine for themselves.
     """
 
     stage: str
@@ -147,9 +141,7 @@ def trained(
         short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
         preset = override(preset, short)
     preset = override(preset, changes)  # after them, as steps and batch size may be what the choice is about
-    for part in stages:
-        if choice.wrong:
-            preset = with_wrong_labels(preset, part, choice.wrong, run.folder / "choices" / "-".join(spoiled))
+    preset = override(preset, [f"data.wrong_labels={choice.wrong}"])
     start = preset.stages[stages[0]].start
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
@@ -177,20 +169,6 @@ def trained(
     kept = folder / f"test-{options.rows}"
     rows = evaluate.encoded(trial.model(stages[-1]), quadruples, batch_size=preset.data.batch_size, folder=kept)
     return evaluate.by_column(evaluate.score_quadruple(cut(q, choice), cut(c, choice), x) for x, q, c in rows)
-
-
-def with_wrong_labels(preset: Preset, stage: str, share: float, folder: Path) -> Preset:
-    """The preset with the stage's tasks that have InfoNCE, saved in `folder` with this share of wrong labels."""
-    config, rows = preset.stages[stage], {}
-    for name, n in config.tasks.items():
-        saved = folder / name
-        if loss_of(TASKS[name].column, config) is not info_nce:
-            continue
-        if not (saved / "card.json").is_file():
-            clean = build(name, "train", n, preset.seed)
-            save_quadruple(add_noise(clean, wrong=share, duplicates=0.0, seed=preset.seed), saved)
-        rows[str(saved)] = n
-    return replace(preset, stages={**preset.stages, stage: replace(config, tasks=rows)})
 
 
 def cut(vectors: np.ndarray, choice: Choice) -> np.ndarray:
