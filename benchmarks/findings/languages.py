@@ -27,7 +27,7 @@ def script(names: list[str]) -> str:
 
 
 def by_language(n: int, seed: int) -> list[Quadruple]:
-    """For each language up to n names of the test split's concepts, over the English names of all of them."""
+    """For each language up to n names that the test split holds out, over the English names of all its concepts."""
     keys = World("test", "languages", seed).keys
     corpus = [{"text": words.name(key)} for key in keys]
     row = {text["text"]: i for i, text in reversed(list(enumerate(corpus)))}  # two concepts may share a name
@@ -36,9 +36,9 @@ def by_language(n: int, seed: int) -> list[Quadruple]:
         if code == "en":
             continue
         world = World("test", f"languages/{code}", seed)
-        named = [key for key in world.rng.permutation(keys).tolist() if sprites.name_in(code, key)][:n]
-        asked = [key for key in named if sprites.name_in(code, key).lower() != words.name(key).lower()]
-        queries = [{"text": sprites.name_in(code, key)} for key in asked]
+        names = {key: world.foreign(code, key) for key in world.rng.permutation(keys).tolist()}
+        asked = [key for key, name in names.items() if name and name.lower() != words.name(key).lower()][:n]
+        queries = [{"text": names[key]} for key in asked]
         relevance = [Relevance((row[words.name(key)],)) for key in asked]
         instruction = TASKS["cross_lingual"].instruction
         quadruples.append(Quadruple(f"names-{code}", "cross_lingual", instruction, queries, corpus, relevance))

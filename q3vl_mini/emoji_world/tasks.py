@@ -91,6 +91,11 @@ class World:
             self._deck.extend(self.rng.permutation(self.keys).tolist())
         return self._deck.pop()
 
+    def foreign(self, code: str, key: str) -> str | None:
+        """A concept's name in a language, if it has one and the word is this split's (languages share some)."""
+        name = sprites.name_in(code, key)
+        return name if name and self.belongs(key, name.lower()) else None
+
     def style(self, key: str) -> str:
         return pick(self.rng, [s for s in self.styles if sprites.has_style(s, key)])
 
@@ -745,8 +750,8 @@ def _translation(w: World, n: int, codes: Sequence[str]):
         corpus.row(text=words.name(k))
     while len(queries) < n:
         k, code = w.key(), pick(w.rng, codes)
-        foreign = sprites.name_in(code, k)
-        if foreign and w.belongs(k, foreign.lower()):  # by the word: languages share some
+        foreign = w.foreign(code, k)
+        if foreign:
             queries.append({"text": foreign})
             relevance.append(Relevance((corpus.row(text=words.name(k)),)))
     return queries, corpus, relevance
