@@ -6,6 +6,7 @@ import sys
 import psutil
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
+LITTLE_MB = 5000  # a process that holds no more need not give back after every step, for pages that it takes again
 
 
 def peak_memory_mb() -> int:
@@ -18,13 +19,14 @@ def peak_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def give_back_freed() -> None:
+def give_back_freed(above_mb: int = 0) -> None:
     """Return freed memory to the system, where the C library is glibc; elsewhere nothing.
 
-    Batches of changing lengths leave glibc's heap in pieces, and training holds more and more of what it freed.
+    Batches of changing lengths leave glibc's heap in pieces, and training holds more and more of what it freed. A
+    process that holds at most `above_mb` keeps it.
     """
     trim = _of_glibc("malloc_trim")
-    if trim is not None:
+    if trim is not None and psutil.Process().memory_info().rss > above_mb * 2**20:
         trim(0)
 
 

@@ -36,7 +36,7 @@ from .lora import fold_lora
 from .losses import info_nce
 from .machine import fast_cpu_dtype
 from .media import MediaBudget
-from .memory import peak_memory_mb
+from .memory import LITTLE_MB, give_back_freed, peak_memory_mb
 from .noise import add_noise
 from .public_data.gather import prepare
 from .public_data.sets import SETS
@@ -402,6 +402,7 @@ def self_positioned(
 
     def loss_at(delta: merge.Vector) -> torch.Tensor:
         whole = delta if base is None else merge.linear([base, delta], [1.0, 1.0])
+        give_back_freed(above_mb=LITTLE_MB)
         with merge.apply_delta(raw.model, whole):
             bar.update()
             return embedding_loss(lambda rows, i: raw(raw.collate(rows, i)), next(batches), s1, **options)
@@ -542,6 +543,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
             if run.is_main:
                 for left_over in run.folder.glob(f"{VECTORS}*"):  # of a run that was killed while it mined
                     shutil.rmtree(left_over, ignore_errors=True)
+            give_back_freed()
             began = time.monotonic()
             metrics = RECIPES[stage](run)
             if run.is_main:

@@ -39,7 +39,7 @@ from .losses import (
     info_nce_scores,
     yes_no_loss,
 )
-from .memory import give_back_freed
+from .memory import LITTLE_MB, give_back_freed
 from .prefix_info_nce import prefix_info_nce
 from .sharding import shard_frozen
 from .zero import ZeroOptimizer
@@ -382,6 +382,7 @@ def fit(
     in_parts, replay = encode, lambda: None
     if config.chunk_tokens or shard:
         in_parts, replay = gradient_cache(model, config.chunk_tokens or sys.maxsize, in_step=shard)
+    give_back_freed()  # what preparing the data took
     model.train()
     if quantizers is not None:
         quantizers.train()
@@ -442,8 +443,7 @@ def fit(
                 log.write(json.dumps(row) + "\n")
                 if done % config.log_every == 0:
                     log.flush()
-            if done % 10 == 0:
-                give_back_freed()
+            give_back_freed(above_mb=0 if done % 10 == 0 else LITTLE_MB)
             if done % config.checkpoint_every == 0 or done == end:
                 checkpoint(done)
     make_whole()
