@@ -25,7 +25,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 from . import backbone, combine, evaluate, merge
 from .checkpoint import claim, load_checkpoint, save_checkpoint
@@ -35,14 +34,13 @@ from .data import Teacher
 from .disk import discard, write_whole
 from .embedder import Embedder
 from .emoji_world import tasks
-from .forward import split_rows
 from .records import Quadruple
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
 from .splits import SHARES
 from .stages import Run, batch_stream, mined_labels, pairs_in_order, teacher_logits, thinned, with_labels
 from .survey import survey
-from .train import LossOnBatch, distillation_step, embedding_loss, fit, reranker_step
+from .train import LossOnBatch, distillation_step, embed_again, embedding_loss, fit, reranker_step
 from .verdict import ALONE, BASE, FORGET, judge, verdict_page, word
 
 DEFAULTS = Path(__file__).with_suffix(".toml")
@@ -487,12 +485,7 @@ def position(job: Job, tuned: str) -> None:
     streams = [batch_stream(probe, config, preset.merge.steps, preset.seed)(0) for probe in probes]
     place = Between(base, after)
 
-    def encode(rows: Sequence[Any], instruction: str | None) -> torch.Tensor:
-        inputs = base.collate(rows, instruction)
-        parts = split_rows(inputs, config.chunk_tokens) if config.chunk_tokens else [inputs]
-        if len(parts) == 1:
-            return base(inputs)
-        return torch.cat([checkpoint(base, part, use_reentrant=False) for part in parts])
+    encode = embed_again(base, config.chunk_tokens)
 
     def loss_at(delta: merge.Vector) -> torch.Tensor:
         place.lam = delta["lambda"]

@@ -43,7 +43,7 @@ from .public_data.sets import SETS
 from .records import Quadruple, Relevance
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
-from .train import LossOnBatch, distillation_step, embedding_loss, fit, loss_of, reranker_step
+from .train import LossOnBatch, distillation_step, embed_again, embedding_loss, fit, loss_of, reranker_step
 from .usable import load_usable
 
 WAIT = timedelta(hours=12)  # that a process waits for the others, which may have more to mine or to evaluate
@@ -403,9 +403,14 @@ def self_positioned(
     def loss_at(delta: merge.Vector) -> torch.Tensor:
         whole = delta if base is None else merge.linear([base, delta], [1.0, 1.0])
         give_back_freed(above_mb=LITTLE_MB)
-        with merge.apply_delta(raw.model, whole):
-            bar.update()
-            return embedding_loss(lambda rows, i: raw(raw.collate(rows, i)), next(batches), s1, **options)
+        bar.update()
+
+        def moved(part: Mapping[str, Any]) -> torch.Tensor:
+            with merge.apply_delta(raw.model, whole):
+                return raw(part)
+
+        encode = embed_again(raw, s1.chunk_tokens // 2, moved)  # a layer's output is there twice, moved and not
+        return embedding_loss(encode, next(batches), s1, **options)
 
     with bar:
         return merge.self_position(loss_at, vectors, mu=config.mu, steps=config.steps, lr=config.lr)

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -232,6 +233,27 @@ def gradient_cache(model: nn.Module, max_tokens: int, in_step: bool = False) -> 
     return cached, replay
 
 
+def embed_again(model: nn.Module, max_tokens: int, forward: Callable[[Any], Tensor] | None = None) -> Encode:
+    """An `encode` that keeps of parts of at most `max_tokens` only their vectors, and embeds each again in backward.
+
+    For gradients with respect to something else than weights, where `gradient_cache` has nothing to replay into; its
+    numbers and its price are the same. Rows that fit at once are embedded once. max_tokens 0: all at once.
+
+    Args:
+        forward: one part to its vectors, as often as it is called; the model's own if None.
+    """
+    forward = forward or model
+
+    def encode(rows: Sequence[Any], instruction: str | None) -> Tensor:
+        inputs = model.collate(rows, instruction)
+        parts = split_rows(inputs, max_tokens) if max_tokens else [inputs]
+        if len(parts) == 1:
+            return forward(inputs)
+        return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts])
+
+    return encode
+
+
 def _process() -> tuple[int, int]:
     """(rank, number of processes)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -370,7 +392,7 @@ def fit(
     def encode(rows: Sequence[Any], instruction: str | None) -> Tensor:
         return model(model.collate(rows, instruction))
 
-    def checkpoint(step: int) -> None:
+    def keep_state(step: int) -> None:
         moments = optimizer.state_dict()  # split ones come together
         if accelerator.is_main_process:
             state = {"model": dict(named)} | ({} if quantizers is None else {"quantizers": quantizers.state_dict()})
@@ -445,7 +467,7 @@ def fit(
                     log.flush()
             give_back_freed(above_mb=0 if done % 10 == 0 else LITTLE_MB)
             if done % config.checkpoint_every == 0 or done == end:
-                checkpoint(done)
+                keep_state(done)
     make_whole()
     model.one_call = False
     model.eval()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -81,10 +82,13 @@ def trainable(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model, loss_on_batch, batch, max_tokens=0):
+def gradients(model, loss_on_batch, batch, max_tokens=0, again=False):
+    """As the whole batch gives them, or in parts of max_tokens: with a gradient cache, or embedded again."""
     model.zero_grad()
     encode, replay = encode_with(model), lambda: None
-    if max_tokens:
+    if again:
+        encode = train.embed_again(model, max_tokens)
+    elif max_tokens:
         encode, replay = train.gradient_cache(model, max_tokens)
     loss = loss_on_batch(encode, batch)
     loss.backward()
@@ -204,8 +208,9 @@ def test_the_gradient_cache_is_exact_for_every_objective(objective, max_tokens):
         assert gradient.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("max_tokens", [1, 60, 100_000])  # parts of one row, of a few, and all rows at once
-def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpoint, max_tokens):
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole_batch(small_checkpoint, max_tokens, again):
     model, stage = embedder(small_checkpoint), replace(STAGE, terms=ALL_TERMS, batch_size=6)
     with torch.no_grad():  # B starts at zero, which would hide A's gradients
         for name, p in model.named_parameters():
@@ -213,11 +218,25 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_batch(small_checkpo
                 p.normal_(0, 0.1)
     batch = first_batch(image_task(), stage)
     loss, plain = gradients(model, plain_loss(stage), batch)
-    cached_loss, cached = gradients(model, plain_loss(stage), batch, max_tokens)
+    cached_loss, cached = gradients(model, plain_loss(stage), batch, max_tokens, again)
     assert loss == pytest.approx(cached_loss, rel=1e-5) and plain.keys() == cached.keys()
     scale = max(g.abs().max() for g in plain.values())
     assert scale > 1e-3
     assert all(torch.allclose(plain[n], cached[n], atol=1e-4 * scale, rtol=1e-3) for n in plain)
+
+
+def test_parts_that_are_embedded_again_keep_nothing_between_their_forwards(small_checkpoint):
+    model, batch, alive = embedder(small_checkpoint), first_batch(text_task()), []
+
+    def forward(part):
+        states = torch.ones(len(part["input_ids"]), 64, requires_grad=True) * 2.0
+        alive.append(weakref.ref(states))
+        return model(part) + 0 * states.square()  # square keeps what it squares, for backward
+
+    vectors = train.embed_again(model, 1, forward)(batch.queries, None)
+    assert len(alive) == len(batch.queries) > 1 and not any(ref() is not None for ref in alive)
+    vectors.sum().backward()
+    assert len(alive) == 2 * len(batch.queries)  # each once more
 
 
 def test_a_cache_without_its_replay_leaves_the_weights_without_gradients(small_checkpoint):
