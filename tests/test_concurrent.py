@@ -70,6 +70,7 @@ def test_a_reader_between_the_two_moves_of_a_save_tries_again(tmp_path, monkeypa
     assert version_of(Index.open(folder)) == 0 and tried == [folder, previous(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,writes", [(Index, 200), (LanceStore, 25)])
 def test_two_processes_read_while_a_third_writes(kind, writes, tmp_path):
     if kind is LanceStore:

@@ -65,6 +65,7 @@ def assert_same(folder, whole):
     assert not left_over and not list(folder.glob("vectors-*"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_a_move_within_one_and_within_a_file_ends_like_a_whole_one(config, whole, tmp_path):
     folder, stages = tmp_path / "run", []
     # an early write, then ever later ones of what is left: text, tensors and moves, before and half done
@@ -98,6 +99,7 @@ def test_a_run_killed_at_20_random_moments_ends_like_a_whole_one(config, whole, 
     assert len({n for n, *_ in kills}) >= 4
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(config, whole, tmp_path):
     saved = json.loads(config.read_text())
     saved["stages"]["s1"]["lr"] *= 2

@@ -34,6 +34,7 @@ def worker(rank, folder, checkpoint):
     mine(Path(folder), checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_mined_quadruple_is_that_of_one_pass_over_all_vectors(processes, small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(mining_shares, "BLOCK", mining_shares.BLOCK)

@@ -56,6 +56,7 @@ def test_bytes_on_the_meta_device_are_those_of_real_tensors(tiny):
     assert numbers.bytes_per_token == pytest.approx(shapes.bytes_per_token, rel=0.1)
 
 
+@pytest.mark.slow
 def test_split_layers_leave_a_part_and_two_layers_a_gpu():
     preset = replace(load_preset("full"), backbone="Qwen/Qwen3-VL-8B-Instruct")
     whole, split = (plan(replace(preset, shard=shard), GPUS["H100"], 8)[0] for shard in (False, True))

@@ -70,6 +70,7 @@ def seen(trained):
     return [json.loads((trained / f"seen{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [0, 40])
 def test_split_weights_train_like_whole_ones(trained, tokens):
     for rank in (0, 1):

@@ -75,6 +75,7 @@ SAME += [("with split weights", "plain")]
 SAME += [(f"{name} then {other}", "plain") for name, other in [("zero", "zero"), ("zero", "plain"), ("plain", "zero")]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), SAME)
 def test_split_moments_train_like_whole_ones_also_from_a_checkpoint_of_either(trained, name, other):
     for rank in (0, 1):
@@ -84,12 +85,14 @@ def test_split_moments_train_like_whole_ones_also_from_a_checkpoint_of_either(tr
         assert all(torch.allclose(split[1][key], whole[1][key], atol=1e-4) for key in whole[1])
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_holds_half_of_the_moments(trained):
     for rank in (0, 1):
         seen = json.loads((trained / f"seen{rank}.json").read_text())
         assert seen["weights"] / 2 <= seen["moments"] <= seen["weights"] / 2 + 8  # padded to equal parts
 
 
+@pytest.mark.slow
 def test_the_checkpoint_has_the_moments_whole(trained):
     split, whole = (load_file(trained / name / "state" / "state.safetensors") for name in ("zero2", "plain"))
     assert split.keys() == whole.keys() and any("exp_avg_sq" in name for name in whole)
