@@ -150,8 +150,8 @@ class Preset:
     quantised losses. dtype: of the frozen weights ("" is float32 on CPU, else what the GPU does best). autocast: a
     dtype to compute in, "" for none, "auto" for bfloat16 on a CPU that is faster in it than in float32. checkpointing:
     keep only each layer's input for the backward pass and compute the rest again, for memory. shard: split the frozen
-    weights among the processes of a training, for memory (sharding.py). lora_rank: 0 is full
-    fine-tuning of the language model, in float32 (or autocast); for single stages, because s3 merges adapters.
+    weights among the processes of a training, for memory (sharding.py). lora_rank: 0 is full fine-tuning of the
+    language model, in float32 (or autocast); for single stages, because s3 merges adapters.
     """
 
     name: str

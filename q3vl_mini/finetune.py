@@ -484,7 +484,6 @@ def position(job: Job, tuned: str) -> None:
     probes = [[job.validation.select(range(min(preset.merge.probe, len(job.validation))))], general]
     streams = [batch_stream(probe, config, preset.merge.steps, preset.seed)(0) for probe in probes]
     place = Between(base, after)
-
     encode = embed_again(base, config.chunk_tokens)
 
     def loss_at(delta: merge.Vector) -> torch.Tensor:

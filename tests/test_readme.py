@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
 from q3vl_mini.config import data_dir
@@ -39,6 +40,22 @@ def test_readme_names_the_columns_whose_interval_reaches_down_to_chance(monkeypa
     said = update_readme.no_better_than_chance({"raw": columns, "s0": {"high": columns["high"]}})
     assert said == "raw in low"
     assert update_readme.no_better_than_chance({"s0": {"high": columns["high"]}}) == "nothing"
+
+
+@pytest.mark.parametrize("task", ["image_qa", "video_qa"])
+def test_a_guess_by_kind_is_as_often_right_as_a_thousand_guessers(monkeypatch, task):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import update_readme
+
+    quadruple = tasks.build(task, "test", 300, 1)
+    kinds = [update_readme.kind_of_answer(answer["text"]) for answer in quadruple.corpus]
+    for labels in quadruple.relevance:  # the generator's plausible wrong answers are of the kind of the right one
+        assert {kinds[d] for d in (*labels.positives, *labels.negatives)} == {kinds[labels.positives[0]]}
+    rng, hits = np.random.default_rng(0), []
+    for labels in quadruple.relevance:
+        of_kind = [d for d in labels.candidates if kinds[d] == kinds[labels.positives[0]]]
+        hits.append(np.mean(rng.choice(of_kind, 1000) == labels.positives[0]))
+    assert update_readme.guess_by_kind(task) == pytest.approx(np.mean(hits), abs=0.005)
 
 
 def test_every_model_has_every_column_with_its_chance_and_interval():

@@ -258,7 +258,9 @@ def concept(w: World, n: int):
     return queries, corpus, relevance
 
 
-def _labelled(w: World, keys: Iterable[str], label: Callable[[str], str], labels: Sequence[str], make: Callable):
+def _labelled(
+    w: World, keys: Iterable[str], label: Callable[[str], str], labels: Sequence[str], make: Callable[[str], Instance]
+):
     """Each of `keys` as a query, by `make`, and its label among all labels."""
     queries, corpus, relevance = [], Corpus(), []
     for text in labels:
@@ -281,8 +283,8 @@ def _subgroup(key: str) -> str:
 
 @task("image_cls", "Decide which broad category the picture belongs to.")
 def group(w: World, n: int):
-    keys = (w.key() for _ in range(n))
-    return _labelled(w, keys, _group, list(words.GROUPS.values()), lambda k: {"image": w.single(k)})
+    labels = list(words.GROUPS.values())
+    return _labelled(w, (w.key() for _ in range(n)), _group, labels, lambda k: {"image": w.single(k)})
 
 
 @task("image_cls", "Decide which kind of thing the picture shows.")
