@@ -164,8 +164,8 @@ def split_rows(inputs: Mapping[str, Any], max_tokens: int, share: bool = True) -
     return take_rows(inputs, [range(start, min(start + size, rows)) for start in range(0, rows, size)])
 
 
-def take_rows(inputs: Mapping[str, Any], parts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Inputs of `pad` for the rows of each part, in the order given, without the columns that all of them pad."""
+def visuals_by_row(inputs: Mapping[str, Any]) -> list[list[Visual]]:
+    """The visuals of each row of inputs of `pad`, in its order."""
     visuals, of_row = iter(inputs["visuals"]), []
     for left in (inputs["mm_token_type_ids"] > 0).sum(1).tolist():
         mine: list[Visual] = []
@@ -173,12 +173,20 @@ def take_rows(inputs: Mapping[str, Any], parts: Sequence[Sequence[int]]) -> list
             mine.append(next(visuals))
             left -= mine[-1].n_tokens
         of_row.append(mine)
-    taken = []
+    return of_row
+
+
+def take_rows(inputs: Mapping[str, Any], parts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Inputs of `pad` for the rows of each part, in the order given, without the columns that all of them pad."""
+    of_row, taken = visuals_by_row(inputs), []
     for rows in parts:
         part = {name: inputs[name][list(rows)] for name in ROWS}
         used = part["attention_mask"].bool().any(0)
         mine = [visual for row in rows for visual in of_row[row]]
-        taken.append({**{name: x[:, used] for name, x in part.items()}, **_grids(mine), "visuals": mine})
+        part = {**{name: x[:, used] for name, x in part.items()}, **_grids(mine), "visuals": mine}
+        if "queries" in inputs:
+            part["queries"] = [inputs["queries"][row] for row in rows]
+        taken.append(part)
     return taken
 
 
@@ -380,8 +388,7 @@ def forward_last(
     share=False, where the model is called once.
     """
     inputs = right_padded(inputs)
-    checkpointing = model.training and inner(model).is_activation_checkpointing  # it recomputes, so it keeps no keys
-    length = 0 if checkpointing or not share else shared_prefix(inputs)
+    length = 0 if _recomputes(model) or not share else shared_prefix(inputs)
     if not length:
         return last_attended(forward_hidden(model, inputs, encoder_outputs), inputs["attention_mask"])
     core: Qwen3VLModel = inner(model).model
@@ -404,6 +411,113 @@ def forward_last(
         **grids,
     ).last_hidden_state
     return last_attended(hidden, rest["attention_mask"])
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether activations are made again in the backward pass: then no keys are kept to be shared."""
+    return model.training and inner(model).is_activation_checkpointing
+
+
+def _queries_repeat(inputs: Mapping[str, Any]) -> bool:
+    """Whether pairs have queries in common, but not all the same one, which `forward_last` shares as well."""
+    return "queries" in inputs and 1 < len({query for query, _ in inputs["queries"]}) < len(inputs["queries"])
+
+
+def forward_by_query(
+    model: nn.Module, inputs: Mapping[str, Any], features: Mapping[Hashable, Tensor], call: int = CPU_CALL
+) -> Tensor:
+    """`forward_last` for pairs of which several have the same query: what stands before the document is computed once.
+
+    A tree of prompts, after the trunk that all rows share a branch for each query and a leaf for each document.
+    Attention is causal, so a branch's keys and values serve all its leaves, with gradient; the numbers are those of
+    `forward_last`. Leaves of similar length go through the model together (`even_parts`).
+
+    Args:
+        inputs: of Reranker.collate; `queries` has (number of the query, its visual tokens) for each row.
+        features: of `visual_features`.
+    """
+    inputs = right_padded(inputs)
+    core: Qwen3VLModel = inner(model).model
+    ids, mask, kinds = (inputs[name].to(core.device) for name in ROWS)
+    grids = {name: x.to(core.device) for name, x in inputs.items() if name.endswith("grid_thw")}
+    every = {"image_grid_thw": None, "video_grid_thw": None, **grids}
+    rows = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    positions, _ = core.get_rope_index(**rows, **every)  # (3, B, T)
+    trunk, branches = shared_prefix(inputs), shared_by_query(inputs)
+    lengths, visuals = mask.sum(1).tolist(), visuals_by_row(inputs)
+    rows_of: dict[int, list[int]] = {}
+    for row, (query, _) in enumerate(inputs["queries"]):
+        rows_of.setdefault(query, []).append(row)
+    first = {query: rows[0] for query, rows in rows_of.items()}
+
+    def grow(rows: list[int], starts: list[int], ends: list[int], keys: DynamicCache, attended: Tensor, seen: list):
+        """The model's output at tokens [start, end) of each row, and the mask of all that it attends to."""
+        width = max(end - start for start, end in zip(starts, ends, strict=True))
+        columns = torch.arange(width, device=core.device) + torch.tensor(starts, device=core.device)[:, None]
+        own = (columns < torch.tensor(ends, device=core.device)[:, None]).long()
+        at = torch.tensor(rows, device=core.device)[:, None], columns.clamp(max=ids.shape[1] - 1)
+        attended = torch.cat([attended, own], dim=1)
+        out = core(
+            input_ids=ids[at] * own,
+            attention_mask=attended,
+            position_ids=positions[(slice(None), *at)],
+            mm_token_type_ids=kinds[at] * own,
+            cache=keys,
+            mm_encoder_outputs=encoder_outputs_of(seen, features),
+            use_cache=True,
+            **{name: x.to(core.device) for name, x in _grids(seen).items()},
+        )
+        return out, attended
+
+    def keys_of(cache: DynamicCache, rows: list[int]) -> DynamicCache:
+        chosen, index = DynamicCache(), torch.tensor(rows, device=core.device)
+        for number, layer in enumerate(cache.layers):
+            chosen.update(layer.keys[index], layer.values[index], number)
+        return chosen
+
+    keys, attended = DynamicCache(), mask[: len(first), :trunk]
+    if trunk:
+        keys = keys_of(core(input_ids=ids[:1, :trunk], use_cache=True).cache, [0] * len(first))
+    rows, asked = list(first.values()), [inputs["queries"][row][1] for row in first.values()]
+    split = [_first_tokens(visuals[row], tokens) for row, tokens in zip(rows, asked, strict=True)]
+    seen = [visual for row, n in zip(rows, split, strict=True) for visual in visuals[row][:n]]
+    out, attended = grow(rows, [trunk] * len(rows), [branches[query] for query in first], keys, attended, seen)
+    branch = {query: i for i, query in enumerate(first)}
+    leaves = [length - branches[query] for length, (query, _) in zip(lengths, inputs["queries"], strict=True)]
+    states, order = [], []
+    for part in even_parts(leaves, 0, call):
+        queries = [inputs["queries"][row][0] for row in part]
+        of = [branch[query] for query in queries]
+        seen = [visual for row, b in zip(part, of, strict=True) for visual in visuals[row][split[b] :]]
+        starts, ends = [branches[query] for query in queries], [lengths[row] for row in part]
+        leaf, whole = grow(part, starts, ends, keys_of(out.cache, of), attended[of], seen)
+        states.append(last_attended(leaf.last_hidden_state, whole[:, attended.shape[1] :]))
+        order += part
+    return torch.cat(states)[torch.tensor(order, device=core.device).argsort()]
+
+
+def shared_by_query(inputs: Mapping[str, Any]) -> dict[int, int]:
+    """How many tokens the rows of each query begin with together, by its number: up to the first that differs or that
+    is of a document's picture, and at least one of each row is left over. The batch is padded on the right."""
+    ids, mask, kinds = (inputs[name] for name in ROWS)
+    numbers = torch.tensor([query for query, _ in inputs["queries"]])
+    together = {}
+    for query, tokens in dict(inputs["queries"]).items():
+        rows = numbers == query
+        same = (ids[rows] == ids[rows][:1]).all(0) & mask[rows].bool().all(0)
+        same &= ((kinds[rows] > 0).cumsum(1) <= tokens).all(0)
+        same[int(mask[rows].sum(1).min()) - 1 :] = False
+        together[query] = int(same.long().cumprod(0).sum())
+    return together
+
+
+def _first_tokens(visuals: Sequence[Visual], tokens: int) -> int:
+    """How many of the visuals are the first `tokens` visual tokens."""
+    n = 0
+    while tokens > 0:
+        tokens -= visuals[n].n_tokens
+        n += 1
+    return n
 
 
 def last_attended(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -507,6 +621,8 @@ class PromptModel(nn.Module):
             parts = even_parts(lengths, shared_prefix(right_padded(inputs)), call)
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             features = visual_features(self.model, inputs["visuals"], self.store)
+            if not self.one_call and _queries_repeat(inputs) and not _recomputes(self.model):
+                return forward_by_query(self.model, inputs, features, call).float()
             states = [
                 forward_last(self.model, part, encoder_outputs_of(part["visuals"], features), not self.one_call)
                 for part in take_rows(inputs, parts)

@@ -54,13 +54,15 @@ class Reranker(PromptModel):
     ) -> dict[str, Any]:
         """(query, document) pairs of strings or instances to `forward`'s inputs. No gradient, no model.
 
+        Pairs of one and the same query object share what stands before the document (forward_by_query).
+
         A query's own "instruction" comes before `instruction`, then the default; a document's is not read. `names` is
         what errors call the pairs, "pair 0" and so on if None.
         """
         names = names or [f"pair {i}" for i in range(len(pairs))]
         check_text(instruction, "the instruction", "score")
         seen: dict[Any, Visual] = {}
-        prompts, visuals = [], []
+        prompts, visuals, numbers, queries = [], [], {}, []
         for pair, name in zip(pairs, names, strict=True):
             sides = [f"{name}, {side}" for side in ("query", "document")]
             query, document = (as_instance(item, side) for item, side in zip(pair, sides, strict=True))
@@ -68,9 +70,12 @@ class Reranker(PromptModel):
                 [query, document], self.budget, self.processor, self.max_length, self.store, seen, sides
             )
             visuals += found
+            # the query's visuals come first
+            asked = sum(sum(images) + sum(len(times) * n for times, n in videos) for videos, images, _ in contents[:1])
+            queries.append((numbers.setdefault(id(pair[0]), len(numbers)), asked))
             prompts.append(reranker_prompt(*contents, query.get("instruction") or instruction, self.template))
         ids = prompt_ids(prompts, self.processor.tokenizer, self.max_length, names)
-        return pad(ids, visuals, self.processor, self.padding_side)
+        return {**pad(ids, visuals, self.processor, self.padding_side), "queries": queries}
 
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
         """Inputs of `collate` to margins logit(yes) - logit(no), float32 (B,), with gradient."""

@@ -160,10 +160,10 @@ def distillation_step(
 
 def reranker_step(encode: Encode, batch: Batch) -> Tensor:
     """Equation 4: "yes" for every query with its positive, "no" with each of its negatives; mean over all pairs."""
-    pairs, labels = list(zip(batch.queries, batch.positives, strict=True)), [1] * len(batch.queries)
-    for query, negatives in zip(batch.queries, batch.negatives, strict=True):
-        pairs += [(query, document) for document in negatives]
-        labels += [0] * len(negatives)
+    pairs, labels = [], []
+    for query, positive, negatives in zip(batch.queries, batch.positives, batch.negatives, strict=True):
+        pairs += [(query, document) for document in (positive, *negatives)]
+        labels += [1] + [0] * len(negatives)
     margins = encode(pairs, batch.instruction)  # (pairs,)
     # processes may have unequal numbers of pairs: each counts by its share, so that their mean is the joint mean
     counts = gather(torch.tensor([float(len(pairs))], device=margins.device))

@@ -8,7 +8,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from q3vl_mini import tiny
 from q3vl_mini.backbone import Backbone, add_lora, load, save
-from q3vl_mini.forward import VisualStore
+from q3vl_mini.forward import VisualStore, right_padded, shared_by_query
 from q3vl_mini.records import Clip
 from q3vl_mini.reranker import Reranker
 
@@ -165,6 +165,66 @@ def test_forward_gives_the_margins_with_gradient(small_checkpoint):
     lora = [p for name, p in reranker.model.named_parameters() if "lora_B" in name]
     assert len(lora) == 12 and all(p.grad.abs().max() > 0 for p in lora)
     assert reranker.model.get_base_model().lm_head.weight.grad is None
+
+
+def several_documents_a_query():
+    """Pairs in no order: three queries, of which two have pictures, with documents of words, pictures and clips."""
+    queries = ["find the picture", {"image": picture(2), "text": "in red"}, {"video": film(0)}]
+    documents = [{"image": picture(3)}, {"image": picture(4)}, "a cat", "a cat that is red", {"video": film(1)}]
+    pairs = [(query, document) for document in documents for query in queries]
+    return [*pairs, (queries[1], {"image": [picture(5), picture(6)], "text": "both"})]
+
+
+def test_what_a_query_shares_with_all_its_documents_changes_neither_margins_nor_gradients(small_checkpoint):
+    backbone = load(small_checkpoint)
+    backbone.model = add_lora(backbone.model)
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    reranker = Reranker.from_backbone(backbone, template="released")
+    pairs, calls = several_documents_a_query(), []
+    hook = reranker.model.get_base_model().model.register_forward_hook(lambda *x: calls.append(x))
+
+    def margins_and_gradients(together: bool):
+        calls.clear()
+        reranker.zero_grad()
+        parts = [pairs] if together else [[pair] for pair in pairs]
+        margins = torch.cat([reranker(reranker.collate(part, "Find it.")) for part in parts])
+        torch.manual_seed(1)
+        (margins * torch.randn(len(pairs))).sum().backward()
+        return margins.detach(), {n: p.grad.clone() for n, p in reranker.named_parameters() if p.requires_grad}
+
+    expected, expected_gradients = margins_and_gradients(together=False)
+    margins, gradients = margins_and_gradients(together=True)
+    hook.remove()
+    assert len(calls) < len(pairs)
+    torch.testing.assert_close(margins, expected, rtol=1e-4, atol=1e-5)
+    for parameter, gradient in expected_gradients.items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(gradients[parameter] / scale, gradient / scale, rtol=0, atol=1e-4, msg=parameter)
+
+
+def test_a_query_shares_what_its_documents_begin_with_too_but_none_of_their_pictures(reranker):
+    decode = reranker.processor.tokenizer.decode
+
+    def shared(documents):
+        inputs = right_padded(reranker.collate([(query, x) for query in queries for x in documents]))
+        lengths = shared_by_query(inputs)
+        return [decode(inputs["input_ids"][i * len(documents)][: lengths[i]]) for i in range(len(queries))]
+
+    queries = [{"text": "what is red"}, {"image": picture(0), "text": "what is red"}]
+    assert all(text.endswith("<Document>:a cat") for text in shared(["a cat", "a cat that is red"]))
+    words, image = shared([{"image": picture(1)}, {"image": picture(2)}])
+    assert words.endswith("<Document>:<|vision_start|>") and image.endswith("<Document>:<|vision_start|>")
+    assert "<|image_pad|>" not in words and "<|image_pad|>" in image
+
+
+def test_equal_pairs_leave_a_token_of_each_to_compute(reranker):
+    query = {"text": "a cat"}
+    pairs = [(query, "a cat"), (query, "a cat"), ({"text": "a dog"}, "a cat")]
+    margins = reranker.forward(reranker.collate(pairs)).detach().numpy()
+    assert margins[0] == pytest.approx(margins[1], abs=1e-5)
+    np.testing.assert_allclose(margins[2:], reranker.logits(pairs[2:]), atol=1e-5)
 
 
 def test_errors_name_the_pair_and_the_side(reranker):
