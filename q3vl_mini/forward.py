@@ -393,11 +393,7 @@ def forward_last(
         return last_attended(forward_hidden(model, inputs, encoder_outputs), inputs["attention_mask"])
     core: Qwen3VLModel = inner(model).model
     tensors = {name: x.to(core.device) for name, x in inputs.items() if isinstance(x, Tensor)}
-    rows = len(tensors["input_ids"])
-    prefix = core(input_ids=tensors["input_ids"][:1, :length], use_cache=True).cache
-    shared = DynamicCache()
-    for number, layer in enumerate(prefix.layers):
-        shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    shared = _keys_of_prefix(core, tensors["input_ids"], length, len(tensors["input_ids"]))
     rest = {name: tensors[name][:, length:] for name in ROWS}
     grids = {name: x for name, x in tensors.items() if name.endswith("grid_thw")}
     positions, _ = core.get_rope_index(**rest, **{"image_grid_thw": None, "video_grid_thw": None, **grids})
@@ -411,6 +407,14 @@ def forward_last(
         **grids,
     ).last_hidden_state
     return last_attended(hidden, rest["attention_mask"])
+
+
+def _keys_of_prefix(core: Qwen3VLModel, ids: Tensor, length: int, rows: int) -> DynamicCache:
+    """Keys and values of the first `length` tokens of the first row of `ids`, for so many rows."""
+    shared = DynamicCache()
+    for number, layer in enumerate(core(input_ids=ids[:1, :length], use_cache=True).cache.layers):
+        shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    return shared
 
 
 def _recomputes(model: nn.Module) -> bool:
@@ -433,7 +437,7 @@ def forward_by_query(
     `forward_last`. Leaves of similar length go through the model together (`even_parts`).
 
     Args:
-        inputs: of Reranker.collate; `queries` has (number of the query, its visual tokens) for each row.
+        inputs: of Reranker.collate; `queries` has (number of the query, how many visuals it has) for each row.
         features: of `visual_features`.
     """
     inputs = right_padded(inputs)
@@ -441,14 +445,14 @@ def forward_by_query(
     ids, mask, kinds = (inputs[name].to(core.device) for name in ROWS)
     grids = {name: x.to(core.device) for name, x in inputs.items() if name.endswith("grid_thw")}
     every = {"image_grid_thw": None, "video_grid_thw": None, **grids}
-    rows = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
-    positions, _ = core.get_rope_index(**rows, **every)  # (3, B, T)
-    trunk, branches = shared_prefix(inputs), shared_by_query(inputs)
+    tokens = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    positions, _ = core.get_rope_index(**tokens, **every)  # (3, B, T)
     lengths, visuals = mask.sum(1).tolist(), visuals_by_row(inputs)
-    rows_of: dict[int, list[int]] = {}
+    first: dict[int, int] = {}  # the first row of each query
     for row, (query, _) in enumerate(inputs["queries"]):
-        rows_of.setdefault(query, []).append(row)
-    first = {query: rows[0] for query, rows in rows_of.items()}
+        first.setdefault(query, row)
+    branches = shared_by_query(inputs, visuals)
+    trunk = min(shared_prefix(inputs), max(branches.values()) - 1)  # queries of equal words are branches all the same
 
     def grow(rows: list[int], starts: list[int], ends: list[int], keys: DynamicCache, attended: Tensor, seen: list):
         """The model's output at tokens [start, end) of each row, and the mask of all that it attends to."""
@@ -475,20 +479,18 @@ def forward_by_query(
             chosen.update(layer.keys[index], layer.values[index], number)
         return chosen
 
-    keys, attended = DynamicCache(), mask[: len(first), :trunk]
-    if trunk:
-        keys = keys_of(core(input_ids=ids[:1, :trunk], use_cache=True).cache, [0] * len(first))
-    rows, asked = list(first.values()), [inputs["queries"][row][1] for row in first.values()]
-    split = [_first_tokens(visuals[row], tokens) for row, tokens in zip(rows, asked, strict=True)]
-    seen = [visual for row, n in zip(rows, split, strict=True) for visual in visuals[row][:n]]
-    out, attended = grow(rows, [trunk] * len(rows), [branches[query] for query in first], keys, attended, seen)
+    keys = _keys_of_prefix(core, ids, trunk, len(first)) if trunk > 0 else DynamicCache()
+    rows, n_asked = list(first.values()), dict(inputs["queries"])
+    seen = [visual for query, row in first.items() for visual in visuals[row][: n_asked[query]]]
+    ends = [branches[query] for query in first]
+    out, attended = grow(rows, [trunk] * len(rows), ends, keys, mask[: len(rows), :trunk], seen)
     branch = {query: i for i, query in enumerate(first)}
     leaves = [length - branches[query] for length, (query, _) in zip(lengths, inputs["queries"], strict=True)]
     states, order = [], []
     for part in even_parts(leaves, 0, call):
         queries = [inputs["queries"][row][0] for row in part]
         of = [branch[query] for query in queries]
-        seen = [visual for row, b in zip(part, of, strict=True) for visual in visuals[row][split[b] :]]
+        seen = [visual for row, query in zip(part, queries, strict=True) for visual in visuals[row][n_asked[query] :]]
         starts, ends = [branches[query] for query in queries], [lengths[row] for row in part]
         leaf, whole = grow(part, starts, ends, keys_of(out.cache, of), attended[of], seen)
         states.append(last_attended(leaf.last_hidden_state, whole[:, attended.shape[1] :]))
@@ -496,28 +498,23 @@ def forward_by_query(
     return torch.cat(states)[torch.tensor(order, device=core.device).argsort()]
 
 
-def shared_by_query(inputs: Mapping[str, Any]) -> dict[int, int]:
+def shared_by_query(inputs: Mapping[str, Any], visuals: Sequence[Sequence[Visual]]) -> dict[int, int]:
     """How many tokens the rows of each query begin with together, by its number: up to the first that differs or that
-    is of a document's picture, and at least one of each row is left over. The batch is padded on the right."""
+    is of a document's picture, and at least one of each row is left over. The batch is padded on the right.
+
+    visuals: of `visuals_by_row`.
+    """
     ids, mask, kinds = (inputs[name] for name in ROWS)
     numbers = torch.tensor([query for query, _ in inputs["queries"]])
     together = {}
-    for query, tokens in dict(inputs["queries"]).items():
+    for query, n_asked in dict(inputs["queries"]).items():
         rows = numbers == query
+        of_query = sum(visual.n_tokens for visual in visuals[int(rows.int().argmax())][:n_asked])
         same = (ids[rows] == ids[rows][:1]).all(0) & mask[rows].bool().all(0)
-        same &= ((kinds[rows] > 0).cumsum(1) <= tokens).all(0)
+        same &= ((kinds[rows] > 0).cumsum(1) <= of_query).all(0)
         same[int(mask[rows].sum(1).min()) - 1 :] = False
         together[query] = int(same.long().cumprod(0).sum())
     return together
-
-
-def _first_tokens(visuals: Sequence[Visual], tokens: int) -> int:
-    """How many of the visuals are the first `tokens` visual tokens."""
-    n = 0
-    while tokens > 0:
-        tokens -= visuals[n].n_tokens
-        n += 1
-    return n
 
 
 def last_attended(hidden: Tensor, attention_mask: Tensor) -> Tensor:

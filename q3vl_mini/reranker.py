@@ -54,7 +54,8 @@ class Reranker(PromptModel):
     ) -> dict[str, Any]:
         """(query, document) pairs of strings or instances to `forward`'s inputs. No gradient, no model.
 
-        Pairs of one and the same query object share what stands before the document (forward_by_query).
+        Pairs of one and the same query object share what stands before the document (forward_by_query), if its visuals
+        have one size in both: beside large ones of a document they may be scaled down.
 
         A query's own "instruction" comes before `instruction`, then the default; a document's is not read. `names` is
         what errors call the pairs, "pair 0" and so on if None.
@@ -70,9 +71,9 @@ class Reranker(PromptModel):
                 [query, document], self.budget, self.processor, self.max_length, self.store, seen, sides
             )
             visuals += found
-            # the query's visuals come first
-            asked = sum(sum(images) + sum(len(times) * n for times, n in videos) for videos, images, _ in contents[:1])
-            queries.append((numbers.setdefault(id(pair[0]), len(numbers)), asked))
+            n_asked = len(contents[0].videos) + len(contents[0].images)  # the query's visuals, which come first
+            same = id(pair[0]), *(visual.key for visual in found[:n_asked])
+            queries.append((numbers.setdefault(same, len(numbers)), n_asked))
             prompts.append(reranker_prompt(*contents, query.get("instruction") or instruction, self.template))
         ids = prompt_ids(prompts, self.processor.tokenizer, self.max_length, names)
         return {**pad(ids, visuals, self.processor, self.padding_side), "queries": queries}

@@ -8,7 +8,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from q3vl_mini import tiny
 from q3vl_mini.backbone import Backbone, add_lora, load, save
-from q3vl_mini.forward import VisualStore, right_padded, shared_by_query
+from q3vl_mini.forward import VisualStore, right_padded, shared_by_query, visuals_by_row
 from q3vl_mini.records import Clip
 from q3vl_mini.reranker import Reranker
 
@@ -209,7 +209,7 @@ def test_a_query_shares_what_its_documents_begin_with_too_but_none_of_their_pict
 
     def shared(documents):
         inputs = right_padded(reranker.collate([(query, x) for query in queries for x in documents]))
-        lengths = shared_by_query(inputs)
+        lengths = shared_by_query(inputs, visuals_by_row(inputs))
         return [decode(inputs["input_ids"][i * len(documents)][: lengths[i]]) for i in range(len(queries))]
 
     queries = [{"text": "what is red"}, {"image": picture(0), "text": "what is red"}]
@@ -225,6 +225,25 @@ def test_equal_pairs_leave_a_token_of_each_to_compute(reranker):
     margins = reranker.forward(reranker.collate(pairs)).detach().numpy()
     assert margins[0] == pytest.approx(margins[1], abs=1e-5)
     np.testing.assert_allclose(margins[2:], reranker.logits(pairs[2:]), atol=1e-5)
+
+
+def test_queries_of_equal_words_are_kept_apart_and_need_no_token_of_their_own(reranker):
+    pairs = [(query, document) for query in ({"text": "red"}, {"text": "red"}) for document in ("a cat", "dogs")]
+    margins = reranker.forward(reranker.collate(pairs)).detach().numpy()
+    one_by_one = [reranker.logits([pair])[0] for pair in pairs]
+    np.testing.assert_allclose(margins, one_by_one, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the pictures and videos of a prompt share")
+def test_a_query_whose_picture_is_made_smaller_beside_a_large_document_shares_nothing_there(small_checkpoint):
+    reranker = Reranker(small_checkpoint, template="released", max_length=300)
+    query, other = {"image": picture(0, 256, 256)}, {"text": "a cat"}
+    large = {"image": [picture(i, 256, 256) for i in (1, 2, 3)]}
+    pairs = [(query, "a cat"), (query, large), (other, "dogs"), (query, "x")]
+    inputs = reranker.collate(pairs)
+    assert [number for number, _ in inputs["queries"]] == [0, 1, 2, 0]
+    one_by_one = [reranker.logits([pair])[0] for pair in pairs]
+    np.testing.assert_allclose(reranker.forward(inputs).detach(), one_by_one, atol=1e-5)
 
 
 def test_errors_name_the_pair_and_the_side(reranker):
