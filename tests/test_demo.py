@@ -590,6 +590,14 @@ def test_a_search_says_how_it_went(page):
     assert all(step in cost for step in ("prepare the query", "embed it", "search", "float32 ← in use", "binary"))
 
 
+def test_a_box_that_was_never_touched_may_hold_nothing_at_all(engine, shelf, tmp_path, mine):
+    page = Page(engine, shelf, Collections(tmp_path / "home"), folder=mine)
+    *_, (said, legend, scatter, _) = page.draw(GALLERY, "s1", None, "")
+    assert "21 items" in said and "q3-mark" in scatter
+    assert list(page.search_again({"text": None, "files": []}, "", GALLERY, [], *SETTINGS, "")) == [(gr.skip(),) * 3]
+    assert "choose files or a folder" in list(page.index("mine", None, None, None, "s1", ""))[-1][0]
+
+
 def test_visitors_of_a_public_page_see_their_own_collections(engine, shelf, tmp_path, mine):
     public = Page(engine, shelf, Collections(tmp_path / "home"), public=True)
     visitors = [public.arrive("")[0] for _ in range(2)]

@@ -116,7 +116,7 @@ class Page:
 
     def search_again(self, query: dict, *chosen: Any) -> Iterator[tuple]:
         """`search` after a setting has changed: with no query yet, nothing happens."""
-        if query and (query["text"].strip() or query["files"]):
+        if query and (_filled(query["text"]) or query["files"]):
             yield from self.search(query, *chosen)
         else:
             yield gr.skip(), gr.skip(), gr.skip()
@@ -161,13 +161,13 @@ class Page:
         shown = [[markup.cards(x.results, compared.shared), markup.cost(x)] for x in (compared.left, compared.right)]
         yield markup.comparison(compared), *shown[0], *shown[1]
 
-    def draw(self, where: str, model: str, words: str, visitor: str) -> Iterator[tuple]:
+    def draw(self, where: str, model: str, words: str | None, visitor: str) -> Iterator[tuple]:
         """Status, legend, map, and the choices of its items."""
         try:
             shelf = self.shelf(where, visitor)
             for bar in self._looking(shelf, model):
                 yield bar, gr.skip(), gr.skip(), gr.skip()
-            query = read_query(words, []) if words.strip() else None
+            query = read_query(words, []) if _filled(words) else None
             drawn = self.engine.map(shelf, model, query=query)
         except FAULTS as error:
             yield markup.status(str(error), bad=True), gr.skip(), gr.skip(), gr.skip()
@@ -228,7 +228,13 @@ class Page:
         return markup.status("Waiting for its turn …")
 
     def index(
-        self, chosen: str | None, files: list[str] | None, more: list[str] | None, folder: str, model: str, visitor: str
+        self,
+        chosen: str | None,
+        files: list[str] | None,
+        more: list[str] | None,
+        folder: str | None,
+        model: str,
+        visitor: str,
     ) -> Iterator[tuple]:
         """Status, contents, the choices of collections, of places (three times), and files (twice), in the end none.
 
@@ -241,7 +247,7 @@ class Page:
             if owner in self._cancelled:
                 yield markup.status("Cancelled before it began."), gr.skip(), *same
                 return
-            if self.folder is not None and folder.strip():
+            if self.folder is not None and _filled(folder):
                 paths += files_below(folder, self.folder)
             if not paths:
                 raise ValueError("choose files or a folder of them")
@@ -305,6 +311,11 @@ class Page:
         said = markup.status(f"“{name}” is deleted, with its files and vectors.")
         places = gr.Dropdown(choices=self.places(visitor), value=GALLERY)
         return said, "", gr.Dropdown(choices=self.owned(visitor), value=None), places, places, places, False
+
+
+def _filled(words: str | None) -> bool:
+    """Whether a box holds words; one that was never touched may hold None."""
+    return bool((words or "").strip())
 
 
 def _shortened(instruction: str | None) -> str:
