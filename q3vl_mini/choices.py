@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
-STAGES = ("bootstrap", "s0", "s1", "judge", "reranker", "s2", "s3")  # in the order of a run
-RERANKERS = ("judge", "reranker")  # the stages that train one
+STAGES = ("bootstrap", "s0", "s1", "reranker", "s2", "s3")  # in the order of a run
 PRECISIONS = ("float32", "int8", "binary")  # of embeddings
 MERGE_METHODS = ("linear", "slerp", "ties")
 ROLES = ("embedder", "reranker")  # of a checkpoint

@@ -104,12 +104,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--root", **root)
         command.add_argument("--may-skip", type=float, default=0.1, help="share of rows that may be bad (default 0.1)")
 
+    processes = {
+        "type": int, "default": 1, "metavar": "N",
+        "help": "of this machine that share the work and its cores, each with a part of every batch (default 1)",
+    }  # fmt: skip
     command = verb("run", "run", "all stages, s0 to s3, and the stage table", config, example="--preset tiny")
     command.add_argument("--results", type=Path, help="the JSON of all figures (default results/NAME-OF-FOLDER.json)")
-    command.add_argument(
-        "--processes", type=int, default=1, metavar="N",
-        help="of this machine that share the work and its cores, each with a part of every batch (default 1)",
-    )  # fmt: skip
+    command.add_argument("--processes", **processes)
     command.add_argument(
         "--dry-run", nargs="?", const="stand-ins", choices=("stand-ins", "real"),
         help="all stages on a few rows and steps: offline with a small backbone and made-up public sets (minutes on a "
@@ -265,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
         example="--folder runs/pretrain",
     )  # fmt: skip
     command.add_argument("--folder", type=Path, default=Path("runs/pretrain"))
+    command.add_argument("--processes", **processes)
     verb("doctor", "examine", "what this machine can run, and what is missing", example="--json")
     for name, (_, help) in OWN_ARGUMENTS.items():
         verbs.add_parser(name, add_help=False, help=f"{help}; `q3vl-mini {name} --help`")

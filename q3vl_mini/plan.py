@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from .backbone import add_lora, resolve
-from .choices import RERANKERS, Gpu
+from .choices import Gpu
 from .config import Preset, StageConfig
 from .data import Batch
 from .embedder import Embedder
@@ -170,7 +170,7 @@ def batch_tokens(
 ) -> Tokens:
     """The same on batches of given sub-datasets."""
     config, data = preset.stages[stage], preset.data
-    kind = Reranker if stage in RERANKERS else Embedder
+    kind = Reranker if stage == "reranker" else Embedder
     template = preset.template or None
     reader = kind("q3vl-tiny", device="cpu", template=template, max_length=data.max_length, budget=media_budget(data))
     n_random = config.n_negatives + config.n_random

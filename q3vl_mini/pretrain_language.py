@@ -8,10 +8,13 @@ look at the picture: so the loss with each question's own picture is logged besi
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ from .media import MediaBudget, as_list
 from .memory import give_back_freed
 from .muon import Muon
 from .templates import chat_prompt, embedder_prompt, prompt_ids, reranker_prompt
+from .train import average_gradients
 
 BUDGET = MediaBudget(fps=2.0)
 TEMPLATE = "released"  # it ends where an answer begins
@@ -157,24 +161,42 @@ def batches_alike(turns: list[Turn], size: int, seed: int, window: int = 16) -> 
     return batches
 
 
-def rate(step: int, c: LanguageConfig) -> float:
+def rate(step: int, c: Any) -> float:
     return min(1.0, (step + 1) / c.warmup, (c.steps - step) / max(c.decay * c.steps, 1))
 
 
-def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
-    """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
-    c, folder = config, Path(folder)
+def optimise(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    c: Any,
+    backward: Callable[[int], Tensor],
+    look: Callable[[], dict],
+    log_every: int = 50,
+) -> None:
+    """Train the model in place, resumable from `folder`; curve: folder/NAME.jsonl.
+
+    Of several processes each has its own losses, and gradients are averaged.
+
+    Args:
+        c: steps, lr_matrix, lr_other, tower_factor, weight_decay, warmup, decay, frozen.
+        backward: computes the losses of a step and their gradients; returns what the curve shows. What a step sees must
+            depend on its number alone.
+        look: what is measured at every fifth entry of the curve.
+    """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tower = {id(p) for p in model.model.visual.parameters()}
-    named = {n: p for n, p in model.named_parameters()}
+    parameters = list(model.parameters())
     embeddings = id(model.get_input_embeddings().weight)
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
 
     def is_matrix(p: Tensor) -> bool:
         return p.ndim == 2 and id(p) != embeddings
 
     def groups(wanted) -> list[dict]:
         """The language model's and the tower's parameters, each with its share of the rate."""
-        chosen = [p for p in named.values() if wanted(p)]
+        chosen = [p for p in parameters if wanted(p)]
         return [
             {"params": [p for p in chosen if id(p) not in tower], "share": 1.0},
             {"params": [p for p in chosen if id(p) in tower], "share": c.tower_factor},
@@ -184,29 +206,20 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
         Muon(groups(is_matrix), lr=c.lr_matrix, weight_decay=c.weight_decay),
         torch.optim.AdamW(groups(lambda p: not is_matrix(p)), lr=c.lr_other, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
-    bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])
     start, seconds = 0, 0.0
-    resumed = load_checkpoint(folder / "language_state", optimizers)
+    resumed = load_checkpoint(folder / f"{name}_state", optimizers)
     if resumed:
         modules, meta = resumed
         model.load_state_dict(modules["model"], strict=False)
         start, seconds = meta["step"], meta["seconds"]
-        keep_log_until(folder / "language.jsonl", start)
-    began, running, batches, of_round = time.monotonic() - seconds, None, [], None
+        if is_main:
+            keep_log_until(folder / f"{name}.jsonl", start)
+    began, running = time.monotonic() - seconds, None
     for step in range(start, c.steps):
         model.model.visual.requires_grad_(step >= c.frozen * c.steps)
-        short = step < c.short_steps
-        length, size = (c.short_round, c.short_batch) if short else (c.round, c.batch)
-        if (short, step // length) != of_round:  # what a step sees depends on its number alone
-            of_round, seed = (short, step // length), c.seed * 1_000 + step // length
-            if short:
-                drawn = short_turns(bank, length * size, seed, c.strength, c.systems)
-            else:
-                drawn = dialogues(length * size, seed, systems=c.systems, share_judged=c.judged)
-            batches = batches_alike(drawn, size, seed)
-        loss = answer_loss(model, collate(batches[step % length % len(batches)], processor), c.balance)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss = backward(step)
+        average_gradients(p for p in parameters if p.requires_grad)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, lr in zip(optimizers, (c.lr_matrix, c.lr_other), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, c) * group["share"]
@@ -214,19 +227,55 @@ def pretrain_language(model, processor, folder: Path, config: LanguageConfig, lo
             optimizer.zero_grad()
         if step % 20 == 0:
             give_back_freed()
-        running = loss.detach() if running is None else 0.98 * running + 0.02 * loss.detach()
+        running = loss if running is None else 0.98 * running + 0.02 * loss
         done = step + 1
         looks = done % (5 * log_every) == 0 or done == c.steps
-        if done % log_every == 0 or looks:
+        if is_main and (done % log_every == 0 or looks):
             row = {"step": done, "seconds": round(time.monotonic() - began, 1), "loss": round(running.item(), 4)}
             if looks:
-                row |= picture_matters(model, processor) | judges(model, processor)
-            with open(folder / "language.jsonl", "a") as log:
+                row |= look()
+            with open(folder / f"{name}.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
-            print(f"language {row}", flush=True)
+            print(f"{name} {row}", flush=True)
             if looks:
                 meta = {"step": done, "seconds": time.monotonic() - began, "config": asdict(c)}
                 state = {"model": model.state_dict()}
                 moments = [optimizer.state_dict() for optimizer in optimizers]
-                save_checkpoint(folder / "language_state", state, moments, meta, keep_previous=True)
+                save_checkpoint(folder / f"{name}_state", state, moments, meta, keep_previous=True)
+
+
+class Drawn:
+    """The dialogues of a training, drawn anew for every round of steps, in batches of like length."""
+
+    def __init__(self, c: LanguageConfig):
+        self.c, self.of_round, self.batches = c, None, []
+        self.bank = SpriteBank(sprites.TRAIN_STYLES, [concept.key for concept in sprites.concepts()])
+
+    def __call__(self, step: int) -> list[Turn]:
+        """The batch of a step: it depends on the step's number alone."""
+        c, short = self.c, step < self.c.short_steps
+        length, size = (c.short_round, c.short_batch) if short else (c.round, c.batch)
+        if (short, step // length) != self.of_round:
+            self.of_round, seed = (short, step // length), c.seed * 1_000 + step // length
+            if short:
+                drawn = short_turns(self.bank, length * size, seed, c.strength, c.systems)
+            else:
+                drawn = dialogues(length * size, seed, systems=c.systems, share_judged=c.judged)
+            self.batches = batches_alike(drawn, size, seed)
+        return self.batches[step % length % len(self.batches)]
+
+
+def pretrain_language(model, processor, folder: Path, config: LanguageConfig, log_every: int = 50):
+    """Train the model in place, resumable from `folder`; returns it. Curve: folder/language.jsonl."""
+    drawn = Drawn(config)
+
+    def backward(step: int) -> Tensor:
+        loss = answer_loss(model, collate(drawn(step), processor), config.balance)
+        loss.backward()
+        return loss.detach()
+
+    def look() -> dict:
+        return picture_matters(model, processor) | judges(model, processor)
+
+    optimise(model, folder, "language", config, backward, look, log_every)
     return model

@@ -1,4 +1,4 @@
-"""The recipes of the report's figure 5: bootstrap, s0, s1, judge, the reranker, s2, s3.
+"""The recipes of the report's figure 5: bootstrap, s0, s1, the reranker, s2, s3.
 
 Each stage reads only what earlier stages wrote, and writes a folder: model/ (Hub format), log.jsonl, curve.png,
 mined.json where it mined, and metrics.json last: a stage that has it is finished and is not run again.
@@ -318,12 +318,8 @@ def train_contrastive(run: Run, stage: str) -> dict[str, Any]:
     return _train(run, stage, model, loss, mined_data(run, stage), quantizers)
 
 
-def train_reranker(run: Run, stage: str) -> dict[str, Any]:
-    """judge and reranker: from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1.
-
-    judge is a beginning for a small model, which has to learn what a pair's agreement is before hard negatives say
-    anything to it; the report's, which can judge already, needs none.
-    """
+def train_reranker(run: Run, stage: str = "reranker") -> dict[str, Any]:
+    """reranker: from the backbone (not from s0), on the retrieval part of the data that s0 mined for s1."""
     model = run.model(run.preset.stages[stage].start, Reranker, trainable=True)
     return _train(run, stage, model, reranker_step, mined_data(run, stage))
 
@@ -523,8 +519,7 @@ RECIPES = {
     "bootstrap": partial(train_contrastive, stage="bootstrap"),
     "s0": partial(train_contrastive, stage="s0"),
     "s1": partial(train_contrastive, stage="s1"),
-    "judge": partial(train_reranker, stage="judge"),
-    "reranker": partial(train_reranker, stage="reranker"),
+    "reranker": train_reranker,
     "s2": distil,
     "s3": merge_models,
 }

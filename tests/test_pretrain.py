@@ -7,21 +7,26 @@ import unicodedata
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from two_processes import run_in_two_processes
 
 from q3vl_mini import pretrain as pretrain_module
-from q3vl_mini import pretrain_language, tiny
-from q3vl_mini.emoji_world import sprites, tasks, words
+from q3vl_mini import pretrain_judge, pretrain_language, tiny
+from q3vl_mini.backbone import load
+from q3vl_mini.emoji_world import candidates, sprites, tasks, words
 from q3vl_mini.emoji_world.bank import SpriteBank
 from q3vl_mini.emoji_world.dialogues import JUDGED, SYSTEM_MESSAGES, Turn, dialogues, judged, short_turns
 from q3vl_mini.emoji_world.scenes import COLOURS, Placed, Scene
 from q3vl_mini.emoji_world.tasks import bucket
 from q3vl_mini.media import as_list
 from q3vl_mini.pretrain import Round, pretrain
+from q3vl_mini.pretrain_judge import JudgeConfig, first_of, judging_loss
 from q3vl_mini.pretrain_language import (
     LanguageConfig,
     answer_logits,
@@ -227,22 +232,96 @@ def test_batches_of_like_length_hold_every_dialogue_once():
     assert len(flat) == len(turns) and {id(t) for t in flat} == {id(t) for t in turns}
 
 
+@pytest.fixture(scope="module")
+def bank():
+    return SpriteBank(["noto", "twemoji"], [c.key for c in sprites.concepts()])
+
+
+@pytest.mark.parametrize("name", candidates.THINGS)
+def test_candidates_of_single_things_have_one_right_document_and_confusing_ones(bank, name):
+    c = candidates.of_things(bank, name, n=12, k=8, confusing=3, seed=1, strength=0.5)
+    assert len(c.pairs) == 12 * 8 and c.relevant.shape == (12, 8)
+    assert c.relevant.any(1).all() and not c.relevant.all(1).any()
+    queries = [query for query, _ in c.pairs]
+    assert all(query is queries[i - i % 8] for i, query in enumerate(queries))  # one object, which its documents share
+    again = candidates.of_things(bank, name, n=12, k=8, confusing=3, seed=1, strength=0.5)
+    assert torch.equal(c.relevant, again.relevant)
+    if name not in ("text_to_image", "same_thing"):  # names and captions can be read
+        told = [document["text"] for _, document in c.pairs]
+        subgroup = {words.name(x.key): x.subgroup for x in sprites.concepts()}
+        of = {text: next((subgroup[w] for w in sorted(subgroup, key=len)[::-1] if w in text), None) for text in told}
+        near = [
+            sum(of[told[8 * i + j]] == of[told[8 * i + int(row.long().argmax())]] for j in range(8) if not row[j])
+            for i, row in enumerate(c.relevant)
+        ]
+        assert sum(near) > 12
+
+
+def test_candidates_of_a_task_carry_its_labels():
+    q = tasks.build("scene_retrieval", "train", 10, 3)
+    c = candidates.of_task("scene_retrieval", "train", 10, 6, 2, 3)
+    for i, (query, document) in enumerate(c.pairs):
+        at = q.queries.index(query)
+        labels = q.relevance[at]
+        right = repr(document) in {repr(q.corpus[d]) for d in labels.positives}
+        assert right == bool(c.relevant[i // 6, i % 6])
+    confusing = {repr(q.corpus[d]) for labels in q.relevance for d in labels.negatives}
+    assert sum(repr(document) in confusing for _, document in c.pairs) >= 10
+
+
+def test_no_candidate_shows_a_colour_on_a_thing_that_is_held_out(bank, monkeypatch):
+    shown = []
+    monkeypatch.setattr(bank, "drawn", lambda things, *rest: shown.extend(things) or list(things))
+    for seed in range(20):
+        candidates.of_things(bank, "same_thing", 12, 8, 3, seed, 0.5)
+    coloured = [thing for thing in shown if thing[1]]
+    assert len(coloured) > 50 and all(bucket(key, colour) >= 2 for key, colour in coloured)
+
+
+def test_a_picture_of_the_bank_shows_the_thing_that_was_asked_for(bank):
+    keys = [bank.keys[i] for i in (3, 700, 1200)]
+    still = bank.drawn([(key, None) for key in keys], 0.0, torch.Generator().manual_seed(0))
+    for key, picture in zip(keys, still, strict=True):
+        there = torch.stack([bank.rgba[i, bank.keys.index(key)] for i in range(2)]).float()
+        opaque = there[..., 3] > 250  # elsewhere the background shows through
+        gap = (torch.from_numpy(picture).float() - there[..., :3]).abs().mean(-1)
+        assert min(gap[i][opaque[i]].mean() for i in range(2)) < 2
+
+
+def test_the_judging_loss_is_that_of_each_pair_and_of_each_query():
+    margins = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    relevant = torch.tensor([[True, False, False, False], [True, True, False, False], [False] * 3 + [True]] * 2)[:5]
+    total = 0.0
+    for row, right in zip(margins, relevant, strict=True):
+        yes = [-math.log(1 / (1 + math.exp(-m))) for m, r in zip(row.tolist(), right, strict=True) if r]
+        no = [-math.log(1 / (1 + math.exp(m))) for m, r in zip(row.tolist(), right, strict=True) if not r]
+        whole = sum(map(math.exp, row.tolist()))
+        share = sum(math.exp(m) / whole for m, r in zip(row.tolist(), right, strict=True) if r)
+        total += (sum(yes) / len(yes) + sum(no) / len(no)) / 2 - math.log(share)
+    assert judging_loss(margins, relevant).item() == pytest.approx(total / 5)
+    assert torch.autograd.gradcheck(lambda m: judging_loss(m, relevant), margins)
+
+
 FIRST = Round(
     VisionConfig(steps=2, batch=8),
     LanguageConfig(short_steps=1, short_batch=4, short_round=2, steps=2, batch=4, round=2),
 )
+JUDGE = Round(judge=JudgeConfig(steps=2, queries=3, documents=4, confusing=1, tokens=100, rehearsed=2))
 SECOND = replace(FIRST, vision=VisionConfig(steps=1, batch=8, heads=1))  # its tower stands still
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """The folder of two short rounds; what is measured after a step is measured on few dialogues."""
+    """The folder of three short rounds; what is measured after a step is measured on few dialogues."""
     folder = tmp_path_factory.mktemp("pretrain")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain_module, pretrain_language):
-            patch.setattr(module, "picture_matters", partial(pretrain_language.picture_matters, n=24))
-        patch.setattr(pretrain_language, "judges", partial(pretrain_language.judges, n=16))
-        assert pretrain(folder, [FIRST, SECOND], log_every=1) == folder / "2" / "q3vl-tiny"
+        look = pretrain_language.picture_matters
+        for module in (pretrain_module, pretrain_language, pretrain_judge):
+            patch.setattr(module, "picture_matters", lambda model, processor, n=0: look(model, processor, n=24))
+        for module in (pretrain_language, pretrain_judge):
+            patch.setattr(module, "judges", partial(pretrain_language.judges, n=16))
+        patch.setattr(pretrain_judge, "first_of", partial(first_of, n=2, k=3))
+        assert pretrain(folder, [FIRST, SECOND, JUDGE], log_every=1) == folder / "3" / "q3vl-tiny"
         yield folder
 
 
@@ -269,6 +348,19 @@ def test_a_second_round_goes_on_from_the_checkpoint_of_the_first(pretrained):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
+def test_a_round_that_teaches_to_judge_trains_the_language_model_alone(pretrained):
+    before, after = (load_file(pretrained / k / "q3vl-tiny" / "model.safetensors") for k in "23")
+    changed = {name for name, x in before.items() if not x.equal(after[name])}
+    assert changed and not any("visual" in name for name in changed)
+    assert any("q_proj" in name for name in changed) and any("mlp" in name for name in changed)
+    settings = json.loads((pretrained / "3" / "q3vl-tiny" / "pretraining.json").read_text())
+    assert set(settings) == {"judge", "own_picture", "other_picture", "start"} and settings["judge"]["steps"] == 2
+    row = json.loads((pretrained / "3" / "judge.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "judged_right", "first_of_3", "by_task"} <= set(row)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
 def test_an_interrupted_round_goes_on_may_get_more_steps_and_no_other_setting(pretrained, tmp_path):
     shutil.copytree(pretrained / "1", tmp_path / "1")
     with open(tmp_path / "1" / "language.jsonl", "a") as log:  # as a run that was cut short after its last checkpoint
@@ -279,3 +371,31 @@ def test_an_interrupted_round_goes_on_may_get_more_steps_and_no_other_setting(pr
     assert steps == ['{"step": 1', '{"step": 2', '{"step": 3']
     with pytest.raises(ValueError, match=r"holds a pre-training with another language\.batch"):
         pretrain(tmp_path, [replace(FIRST, language=replace(FIRST.language, batch=5))], log_every=1)
+
+
+def judge_a_few(checkpoint, folder):
+    for name in ("picture_matters", "judges", "first_of"):  # what is measured says nothing here
+        setattr(pretrain_judge, name, lambda *anything, **more: {})
+    loaded = load(checkpoint, dtype=torch.float32)
+    config = replace(JUDGE.judge, steps=3, warmup=1)
+    pretrain_judge.pretrain_judge(loaded.model.requires_grad_(True), loaded.processor, folder, config, log_every=1)
+    return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+
+
+def judge_worker(rank, checkpoint, folder):
+    PartialState(cpu=True)
+    torch.save(judge_a_few(checkpoint, Path(folder) / "two"), f"{folder}/weights{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_to_judge_like_one(small_checkpoint, tmp_path, monkeypatch):
+    run_in_two_processes(judge_worker, str(small_checkpoint), str(tmp_path))
+    for name in ("picture_matters", "judges", "first_of"):
+        monkeypatch.setattr(pretrain_judge, name, getattr(pretrain_judge, name))  # judge_a_few's are taken back
+    one, start = judge_a_few(small_checkpoint, tmp_path / "one"), load(small_checkpoint, dtype=torch.float32).model
+    two, other = (torch.load(tmp_path / f"weights{rank}.pt") for rank in (0, 1))
+    for name, p in start.named_parameters():
+        assert torch.equal(two[name], other[name])
+        moved = (one[name] - p).norm()
+        assert (two[name] - one[name]).norm() <= 0.02 * moved, name
+    assert any(not torch.equal(one[name], p) for name, p in start.named_parameters())

@@ -14,7 +14,7 @@ from two_processes import run_in_two_processes
 
 from q3vl_mini import backbone, cli, pipeline, stages
 from q3vl_mini.backbone import LORA_MODULES
-from q3vl_mini.choices import RERANKERS, STAGES
+from q3vl_mini.choices import STAGES
 from q3vl_mini.config import load_config, load_preset, preset_names, save_config
 from q3vl_mini.disk import alone, lock_of
 from q3vl_mini.embedder import Embedder
@@ -65,7 +65,7 @@ def test_one_command_runs_all_stages_and_writes_the_results(
         files = {file.name for file in (folder / stage).iterdir()}
         assert {"model", "log.jsonl", "metrics.json", "curve.png"} <= files and "state" not in files
         assert set(json.loads((folder / stage / "metrics.json").read_text())["validation"]) == {"before", "after"}
-        kind = Reranker if stage in RERANKERS else Embedder
+        kind = Reranker if stage == "reranker" else Embedder
         model = kind(folder / stage / "model")
         assert model.card["stage"] == stage and model.template == "report"
         if kind is Embedder:
@@ -240,7 +240,7 @@ def test_an_interrupted_stage_goes_on_and_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     preset = load_preset(name)
-    assert preset.name == name and set(preset.stages) - {"bootstrap", "judge"} == {"s0", "s1", "reranker", "s2"}
+    assert preset.name == name and set(preset.stages) - {"bootstrap"} == {"s0", "s1", "reranker", "s2"}
     assert preset.stages["s0"].mining.miner == ("bootstrap" if "bootstrap" in preset.stages else "raw")
     columns = {name: info.column for name, info in tasks.TASKS.items()} | {name: s.task for name, s in SETS.items()}
     unknown = {task for stage in preset.stages.values() for task in stage.tasks} - set(columns)
@@ -248,8 +248,7 @@ def test_a_shipped_preset_is_complete_and_survives_saving(name, tmp_path):
     # graded pairs are no positives for InfoNCE
     assert "sts" not in {columns[task] for stage in ("s0", "reranker", "s2") for task in preset.stages[stage].tasks}
     mining, reranker = preset.stages["s1"].mining, preset.stages["reranker"]
-    first = preset.stages["judge"] if reranker.start == "judge" else reranker
-    assert first.start == "raw"  # the report trains it from the backbone, not from s0
+    assert reranker.start == "raw"  # the report trains it from the backbone, not from s0
     assert reranker.mining in (None, mining) and set(reranker.tasks) <= set(preset.stages["s1"].tasks)
     assert reranker.n_random if reranker.mining is None else reranker.n_negatives
     save_config(preset, tmp_path / "config.json")

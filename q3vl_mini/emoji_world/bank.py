@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,21 @@ class SpriteBank:
         n = len(self.styles)
         for i in range(n, len(self.rgba)):
             self.rgba[i] = drawings(self.styles[i % n], self.keys, house=seed * len(self.rgba) + i)
+
+    def drawn(self, things: Sequence[tuple[str, str | None]], strength: float, g: torch.Generator) -> list[np.ndarray]:
+        """An augmented picture of each thing, a concept and its colour or None, as uint8 (64, 64, 3)."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        concept = torch.tensor([place[key] for key, _ in things])
+        colours = [1 + list(COLOURS).index(colour) if colour else 0 for _, colour in things]
+        x = self._augmented(concept, torch.tensor(colours), strength, g)
+        return list((x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+    def _augmented(self, concept: Tensor, tints: Tensor, strength: float, g: torch.Generator) -> Tensor:
+        """Float (n, 3, 64, 64) of concepts in styles drawn at random; tints as in `pictures`."""
+        rgba = self.rgba[torch.randint(len(self.rgba), (len(concept),), generator=g), concept]
+        chosen = tints > 0
+        rgba[chosen] = tint(rgba[chosen], self.palette[tints[chosen] - 1])
+        return augment(rgba, rgba.shape[1], strength, g, self.flippable[concept], keep_colour=chosen)
 
     def pictures(self, n: int, strength: float, tinted: float, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """n augmented pictures of one thing each, a share `tinted` of them recoloured.
