@@ -2,7 +2,8 @@
 
     python benchmarks/backbone_answers.py --out results/backbone_answers.json
 
-On the validation and on the test split; what is asked is in q3vl_mini/answers.py.
+On the validation and on the test split. What is asked is in q3vl_mini/answers.py; besides, for each task, how often it
+judges the right document best of sixteen (pretrain_judge.first_of).
 """
 
 import argparse
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from q3vl_mini.answers import answer_scores
 from q3vl_mini.backbone import load
+from q3vl_mini.pretrain_judge import first_of
+from q3vl_mini.reranker import Reranker
 
 
 def main() -> None:
@@ -20,8 +23,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     backbone = load(options.backbone, device="cpu")
-    parts = (backbone.model, backbone.processor)
-    scores = {split: answer_scores(*parts, split, options.n) for split in ("validation", "test")}
+    parts, reranker = (backbone.model, backbone.processor), Reranker.from_backbone(backbone)
+    scores = {
+        split: answer_scores(*parts, split, options.n) | first_of(reranker, options.n // 5, split=split)
+        for split in ("validation", "test")
+    }
     text = json.dumps({"n": options.n, **scores}, indent=1)
     print(text)
     if options.out:

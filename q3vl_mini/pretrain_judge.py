@@ -36,7 +36,7 @@ from .reranker import Reranker
 class JudgeConfig:
     """Budget and step sizes. A step has `parts` batches, each of one task, which several processes share."""
 
-    steps: int = 3_000
+    steps: int = 2_500
     parts: int = 2
     queries: int = 24
     documents: int = 16  # a query
