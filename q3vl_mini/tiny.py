@@ -155,4 +155,6 @@ def save(folder: Path, model: Qwen3VLForConditionalGeneration, processor: Qwen3V
     dtype = model.dtype
     model.to(torch.bfloat16).save_pretrained(folder)
     model.to(dtype)
+    for how_it_was_loaded in ("is_local", "local_files_only"):
+        processor.tokenizer.init_kwargs.pop(how_it_was_loaded, None)
     processor.save_pretrained(folder)

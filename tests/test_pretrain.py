@@ -334,6 +334,7 @@ def test_pretraining_writes_a_checkpoint_that_transformers_loads(pretrained):
     assert (out / "model.safetensors").stat().st_size <= 25_000_000
     processor = AutoProcessor.from_pretrained(out)
     assert processor.tokenizer.tokenize("yes") == ["yes"] and processor.tokenizer.tokenize("no") == ["no"]
+    assert "local_files_only" not in (out / "tokenizer_config.json").read_text()  # how it was loaded is no setting
 
 
 @pytest.mark.slow
