@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from two_processes import run_in_two_processes
 
+from q3vl_mini import machine, muon, pretrain_judge, pretrain_language, tiny
 from q3vl_mini import pretrain as pretrain_module
-from q3vl_mini import pretrain_judge, pretrain_language, tiny
 from q3vl_mini.backbone import load
 from q3vl_mini.emoji_world import candidates, sprites, tasks, words
 from q3vl_mini.emoji_world.bank import SpriteBank
@@ -375,11 +375,14 @@ def test_an_interrupted_round_goes_on_may_get_more_steps_and_no_other_setting(pr
 
 
 def judge_a_few(checkpoint, folder):
-    for name in ("picture_matters", "judges", "first_of"):  # what is measured says nothing here
-        setattr(pretrain_judge, name, lambda *anything, **more: {})
     loaded = load(checkpoint, dtype=torch.float32)
     config = replace(JUDGE.judge, steps=3, warmup=1)
-    pretrain_judge.pretrain_judge(loaded.model.requires_grad_(True), loaded.processor, folder, config, log_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("picture_matters", "judges", "first_of"):  # what is measured says nothing here
+            patch.setattr(pretrain_judge, name, lambda *anything, **more: {})
+        for module in (machine, muon, pretrain_judge):  # in bfloat16 two halves of a step are rounded otherwise
+            patch.setattr(module, "fast_cpu_dtype", lambda: torch.float32)
+        pretrain_judge.pretrain_judge(loaded.model.requires_grad_(True), loaded.processor, folder, config, log_every=1)
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
 
 
@@ -389,10 +392,8 @@ def judge_worker(rank, checkpoint, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_to_judge_like_one(small_checkpoint, tmp_path, monkeypatch):
+def test_two_processes_learn_to_judge_like_one(small_checkpoint, tmp_path):
     run_in_two_processes(judge_worker, str(small_checkpoint), str(tmp_path))
-    for name in ("picture_matters", "judges", "first_of"):
-        monkeypatch.setattr(pretrain_judge, name, getattr(pretrain_judge, name))  # judge_a_few's are taken back
     one, start = judge_a_few(small_checkpoint, tmp_path / "one"), load(small_checkpoint, dtype=torch.float32).model
     two, other = (torch.load(tmp_path / f"weights{rank}.pt") for rank in (0, 1))
     for name, p in start.named_parameters():

@@ -27,10 +27,10 @@ Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/26
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
 The runs are older than revision 1617449de369 where the finding's revision is, and so not those of the stage table in
-README: their backbone had not learned to judge (the third round of its [pre-training](pretraining.md)), the reranker had
-seen a fraction of the comparisons, and s0 and s1 had a fifth more steps. Most are older than 90404f94969a too: then the
-tasks of text alone were not split by content, and a part of their test queries stood in training; seed 0 was trained in
-float32, the others, on another CPU, in bfloat16.
+README: their backbone had not learned to judge (the third round of its [pre-training](pretraining.md)), the reranker
+had seen a fraction of the comparisons, and s0 and s1 had a fifth more steps. All are older than 90404f94969a too: then
+the tasks of text alone were not split by content, and a part of their test queries stood in training; seed 0 was
+trained in float32, the others, on another CPU, in bfloat16.
 
 Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
 one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
