@@ -13,6 +13,7 @@ from pathlib import Path
 from q3vl_mini.answers import answer_scores
 from q3vl_mini.backbone import load
 from q3vl_mini.pretrain_judge import first_of
+from q3vl_mini.pretrain_language import BUDGET
 from q3vl_mini.reranker import Reranker
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     backbone = load(options.backbone, device="cpu")
-    parts, reranker = (backbone.model, backbone.processor), Reranker.from_backbone(backbone)
+    parts, reranker = (backbone.model, backbone.processor), Reranker.from_backbone(backbone, budget=BUDGET)
     scores = {
         split: answer_scores(*parts, split, options.n) | first_of(reranker, options.n // 5, split=split)
         for split in ("validation", "test")

@@ -7,7 +7,7 @@ from q3vl_mini.answers import answer_scores
 from q3vl_mini.backbone import load
 from q3vl_mini.config import data_dir
 from q3vl_mini.pretrain_judge import first_of
-from q3vl_mini.pretrain_language import picture_matters
+from q3vl_mini.pretrain_language import BUDGET, picture_matters
 from q3vl_mini.reranker import Reranker
 
 FOLDER = data_dir() / "q3vl-tiny"
@@ -57,5 +57,5 @@ def test_it_counts_and_sees_colours_in_scenes_it_never_saw_better_than_by_guessi
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_it_judges_which_of_sixteen_documents_meets_a_query(backbone, split):
-    found = first_of(Reranker.from_backbone(backbone), n=20, split=split)
+    found = first_of(Reranker.from_backbone(backbone, budget=BUDGET), n=20, split=split)
     assert found["first_of_16"] > 0.5, found  # guessing gives a sixteenth

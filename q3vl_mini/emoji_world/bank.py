@@ -60,14 +60,14 @@ class SpriteBank:
         """An augmented picture of each thing, a concept and its colour or None, as uint8 (64, 64, 3)."""
         place = {key: i for i, key in enumerate(self.keys)}
         concept = torch.tensor([place[key] for key, _ in things])
-        colours = [1 + list(COLOURS).index(colour) if colour else 0 for _, colour in things]
-        x = self._augmented(concept, torch.tensor(colours), strength, g)
+        style = torch.randint(len(self.rgba), (len(things),), generator=g)
+        tints = torch.tensor([1 + list(COLOURS).index(colour) if colour else 0 for _, colour in things])
+        x = self._augmented(style, concept, tints, strength, g)
         return list((x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
-    def _augmented(self, concept: Tensor, tints: Tensor, strength: float, g: torch.Generator) -> Tensor:
-        """Float (n, 3, 64, 64) of concepts in styles drawn at random; tints as in `pictures`."""
-        rgba = self.rgba[torch.randint(len(self.rgba), (len(concept),), generator=g), concept]
-        chosen = tints > 0
+    def _augmented(self, style: Tensor, concept: Tensor, tints: Tensor, strength: float, g: torch.Generator) -> Tensor:
+        """Float (n, 3, 64, 64) in [0, 1] of places in `styles` and `keys` and of tints as in `pictures`, each (n,)."""
+        rgba, chosen = self.rgba[style, concept], tints > 0
         rgba[chosen] = tint(rgba[chosen], self.palette[tints[chosen] - 1])
         return augment(rgba, rgba.shape[1], strength, g, self.flippable[concept], keep_colour=chosen)
 
@@ -80,10 +80,7 @@ class SpriteBank:
         n_styles, n_concepts = self.rgba.shape[:2]
         style = torch.randint(n_styles, (n,), generator=g)
         concept = torch.randint(n_concepts, (n,), generator=g)
-        rgba = self.rgba[style, concept]
         tints = torch.zeros(n, dtype=torch.long)
         chosen = torch.rand(n, generator=g) < tinted
         tints[chosen] = torch.randint(1, 1 + len(COLOURS), (int(chosen.sum()),), generator=g)
-        rgba[chosen] = tint(rgba[chosen], self.palette[tints[chosen] - 1])
-        x = augment(rgba, rgba.shape[1], strength, g, self.flippable[concept], keep_colour=chosen)
-        return x, concept, tints
+        return self._augmented(style, concept, tints, strength, g), concept, tints
