@@ -392,11 +392,27 @@ def rerank_quadruple(
     return _dataset_result(quadruple, metric, values, counts)
 
 
-def _margins(reranker: Any, quadruple: Quadruple, pairs: list[tuple[int, int]], pairs_per_call: int) -> np.ndarray:
+def judge_quadruple(reranker: Any, quadruple: Quadruple, metric: str = "hit@1", **options: Any) -> DatasetResult:
+    """Score a cross-encoder alone, which orders each query's own candidates (`Quadruple.with_candidates`).
+
+    options go to `reranker.logits` (batch_size).
+    """
+    asked = [np.unique(labels.candidates or ()) for labels in quadruple.relevance]
+    if lacking := [i for i, candidates in enumerate(asked) if not len(candidates)]:
+        raise ValueError(f"{quadruple.name}, query {lacking[0]}: no candidates of its own; see with_candidates")
+    pairs = [(i, int(document)) for i, candidates in enumerate(asked) for document in candidates]
+    parts = np.split(_margins(reranker, quadruple, pairs, **options), np.cumsum([len(c) for c in asked])[:-1])
+    ranked = [(i, c, m, _relevant(quadruple, i, c)) for i, (c, m) in enumerate(zip(asked, parts, strict=True))]
+    return _ranked_result(quadruple, metric, ranked)
+
+
+def _margins(
+    reranker: Any, quadruple: Quadruple, pairs: list[tuple[int, int]], pairs_per_call: int = 1024, **options: Any
+) -> np.ndarray:
     margins = np.empty(len(pairs))
     for start in range(0, len(pairs), pairs_per_call):
         block = [(quadruple.queries[q], quadruple.corpus[d]) for q, d in pairs[start : start + pairs_per_call]]
-        margins[start : start + len(block)] = reranker.logits(block, instruction=quadruple.instruction)
+        margins[start : start + len(block)] = reranker.logits(block, instruction=quadruple.instruction, **options)
     if not np.isfinite(margins).all():
         raise ValueError(f"{quadruple.name}: the reranker gave nan or inf; the model or its dtype overflowed")
     return np.round(margins, LOGIT_DECIMALS)

@@ -38,7 +38,7 @@ from .records import Quadruple
 from .report import git_revision, plot_curve, write_json
 from .reranker import Reranker
 from .splits import SHARES
-from .stages import Run, batch_stream, mined_labels, pairs_in_order, teacher_logits, thinned, with_labels
+from .stages import Run, batch_stream, first_of_candidates, mined_labels, teacher_logits, thinned, with_labels
 from .survey import survey
 from .train import LossOnBatch, distillation_step, embed_again, embedding_loss, fit, reranker_step
 from .verdict import ALONE, BASE, FORGET, judge, verdict_page, word
@@ -322,7 +322,11 @@ def train_reranker(job: Job, reranker: str | Path) -> None:
     if not job.run.finished("reranker"):
         model = job.run.load(reranker, Reranker, trainable=True)
         size, shorter = job.run.preset.data.batch_size, replace(job, epochs=job.epochs * RERANKER_EPOCHS)
-        _train(shorter, "reranker", model, reranker_step, job.train, lambda m: pairs_in_order(m, job.validation, size))
+
+        def score(m: Reranker) -> float:
+            return first_of_candidates(m, job.validation, size, k=4)  # a look is short then
+
+        _train(shorter, "reranker", model, reranker_step, job.train, score)
 
 
 def distil_embedder(job: Job) -> None:

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .emoji_world.candidates import Candidates, draw, of_task
+from .emoji_world.candidates import Candidates, draw
 from .emoji_world.dialogues import JUDGED
+from .emoji_world.tasks import build
+from .evaluate import judge_quadruple
 from .machine import fast_cpu_dtype
 from .pretrain_language import (
     BUDGET,
@@ -72,15 +74,12 @@ def judging_loss(margins: Tensor, relevant: Tensor) -> Tensor:
     return (balanced + among).mean()
 
 
-@torch.no_grad()
 def first_of(reranker: Reranker, n: int = 30, k: int = 16, seed: int = 10_000, split: str = "validation") -> dict:
     """Share of unseen queries whose right document has the largest margin of k, by task and the mean."""
     found = {}
     for name in JUDGED:
-        c = of_task(name, split, n, k, 4, seed)
-        margins = reranker.logits(c.pairs, c.instruction, batch_size=128).reshape(c.relevant.shape)
-        first = margins.argmax(1)
-        found[name] = round(float(c.relevant.numpy()[np.arange(n), first].mean()), 4)
+        quadruple = build(name, split, max(n, 8), seed).select(range(n)).with_candidates(k)
+        found[name] = round(judge_quadruple(reranker, quadruple, batch_size=128).score, 4)
     return {f"first_of_{k}": round(float(np.mean(list(found.values()))), 4), "by_task": found}
 
 

@@ -108,6 +108,19 @@ class Quadruple:
             relevance.append(replace(labels, positives=positives, negatives=negatives, candidates=candidates))
         return replace(self, corpus=[self.corpus[i] for i in kept], relevance=relevance)
 
+    def with_candidates(self, k: int, labelled: int = 4, seed: int = 0) -> "Quadruple":
+        """The same queries with at most k documents to rank each: its first positive, which alone is right then, up to
+        `labelled` of its negatives, and others drawn at random."""
+        rng, relevance = random.Random(seed), []
+        for labels in self.relevance:
+            near = [i for i in labels.negatives if i not in labels.positives][:labelled]
+            known = {*labels.positives, *labels.negatives}
+            others = [i for i in range(len(self.corpus)) if i not in known]
+            drawn = rng.sample(others, min(len(others), max(0, k - 1 - len(near))))
+            one = labels.positives[:1]
+            relevance.append(Relevance(one, tuple(near), None, (*one, *near, *drawn)))
+        return replace(self, relevance=relevance)
+
 
 def _rows(labels: Relevance) -> tuple[tuple[int, ...], ...]:
     """The rows that a query's positives, negatives and candidates name."""

@@ -486,7 +486,7 @@ def _validation_of_start(run: Run, start: str, kind: type) -> float | None:
 
 
 def _validate(run: Run, model: Embedder | Reranker) -> float | None:
-    """Mean over the columns on a few validation rows; of a reranker the share of pairs in the right order."""
+    """Mean over the columns on a few validation rows; of a reranker the mean of `first_of_candidates`."""
     rows = run.preset.data.validation_rows
     if not rows:
         return None
@@ -495,7 +495,7 @@ def _validate(run: Run, model: Embedder | Reranker) -> float | None:
     if isinstance(model, Reranker):
         retrieval = {tasks.TASKS[name].column for name in run.preset.stages["reranker"].tasks if name in tasks.TASKS}
         chosen = [q for q in quadruples if q.task in retrieval] or quadruples
-        return float(np.mean([pairs_in_order(model, q, run.preset.data.batch_size) for q in chosen]))
+        return float(np.mean([first_of_candidates(model, q, data.batch_size) for q in chosen]))
     return evaluate.mean_score(evaluate.evaluate_embedder(model, quadruples, run.preset.data.batch_size))
 
 
@@ -504,15 +504,9 @@ def thinned(quadruples: Sequence[Quadruple], documents: int) -> list[Quadruple]:
     return [q.thin(documents) if documents else q for q in quadruples]
 
 
-def pairs_in_order(reranker: Reranker, quadruple: Quadruple, batch_size: int) -> float:
-    """Share of queries whose positive has a higher margin than a document drawn at random; chance is 0.5."""
-    rng = np.random.default_rng(0)
-    pairs = []
-    for query, labels in zip(quadruple.queries, quadruple.relevance, strict=True):
-        others = [d for d in range(len(quadruple.corpus)) if d not in labels.positives]
-        pairs += [(query, quadruple.corpus[labels.positives[0]]), (query, quadruple.corpus[int(rng.choice(others))])]
-    margins = reranker.logits(pairs, instruction=quadruple.instruction, batch_size=batch_size).reshape(-1, 2)
-    return float(np.mean(margins[:, 0] > margins[:, 1]))
+def first_of_candidates(reranker: Reranker, quadruple: Quadruple, batch_size: int, k: int = 8) -> float:
+    """Share of queries whose positive has the largest margin of k documents, some of them labelled negatives."""
+    return evaluate.judge_quadruple(reranker, quadruple.with_candidates(k), batch_size=batch_size).score
 
 
 RECIPES = {

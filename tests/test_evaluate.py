@@ -16,6 +16,7 @@ from q3vl_mini.evaluate import (
     encoded,
     evaluate_embedder,
     evaluate_reranker,
+    judge_quadruple,
     mean_score,
     rerank_quadruple,
     score_quadruple,
@@ -290,6 +291,19 @@ def test_reranking_equals_a_slow_loop(top_k, own):
     sizes = [n for n, _ in reranker.calls]
     assert sum(sizes) == sum(min(top_k, len(r.candidates or range(40))) for r in quadruple.relevance)
     assert all(n == 50 for n in sizes[:-1])
+
+
+def test_a_reranker_alone_is_judged_on_each_querys_own_candidates():
+    labels = [Relevance((0, 7), (1, 2, 3)), Relevance((4,))]
+    quadruple = quadruple_of(labels, 30).with_candidates(10, labelled=2)
+    first, second = (set(r.candidates) for r in quadruple.relevance)
+    assert {0, 1, 2} <= first and not first & {3, 7}  # the other positive is not wrong, so it may not compete
+    assert 4 in second and len(first) == len(second) == 10
+    for liked, found in (("document 0", [1, 0]), ("document 4", [0, 1])):
+        result = judge_quadruple(TableReranker(lambda q, d, liked=liked: d.endswith(liked)), quadruple)
+        assert result.values.tolist() == found and result.n_candidates == 10 and result.chance == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="query 0: no candidates of its own"):
+        judge_quadruple(TableReranker(lambda q, d: 0), quadruple_of(labels, 30))
 
 
 def test_margins_beyond_the_sigmoids_reach_still_order():

@@ -9,7 +9,7 @@ from q3vl_mini.config import data_dir
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.reranker import Reranker
-from q3vl_mini.stages import pairs_in_order
+from q3vl_mini.stages import first_of_candidates
 
 ADAPTERS = data_dir() / "adapters"
 
@@ -58,6 +58,6 @@ def test_the_shipped_reranker_scores_pairs_between_0_and_1_and_ranks_by_score():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["same_thing", "image_to_text"])
-def test_the_shipped_reranker_puts_the_positive_before_a_document_drawn_at_random(task):
-    share = pairs_in_order(Reranker(ADAPTERS / "reranker"), build(task, "validation", 60, 3), batch_size=60)
-    assert share > 0.7  # chance is 0.5
+def test_the_shipped_reranker_puts_the_positive_first_of_eight(task):
+    share = first_of_candidates(Reranker(ADAPTERS / "reranker"), build(task, "validation", 60, 3), batch_size=60)
+    assert share > 0.5  # guessing gives an eighth
