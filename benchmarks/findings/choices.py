@@ -25,6 +25,7 @@ from q3vl_mini.config import override
 from q3vl_mini.emoji_world import tasks
 from q3vl_mini.emoji_world.tasks import TASKS
 from q3vl_mini.forward import VisualStore
+from q3vl_mini.report import git_revision
 from q3vl_mini.reranker import Reranker
 from q3vl_mini.stages import Run, run_stage
 
@@ -111,13 +112,13 @@ CHOICES = {
     "teacher-flatter": Choice("s2", "its teacher at temperature 1, not 3", ("stages.s2.teacher_temperature=3.0",)),
     "reranker-random": Choice(
         "reranker",
-        "the reranker has a mined and a random negative, not two random ones",
-        ("stages.reranker.n_negatives=0", "stages.reranker.n_random=2"),
+        "the reranker has three mined and four random negatives, not seven random ones",
+        ("stages.reranker.n_negatives=0", "stages.reranker.n_random=7"),
     ),
     "reranker-mined": Choice(
         "reranker",
-        "the reranker has a mined and a random negative, not two mined ones",
-        ("stages.reranker.n_negatives=2", "stages.reranker.n_random=0"),
+        "the reranker has three mined and four random negatives, not seven mined ones",
+        ("stages.reranker.n_negatives=7", "stages.reranker.n_random=0"),
     ),
 }
 WHOLE = ("s2", "reranker")  # the stages that have all their steps
@@ -146,6 +147,8 @@ def trained(
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
     for part in stages:  # both sides train on what the run mined, unless that is what the choice is about
+        if part in WHOLE and not changes and not (folder / part).is_dir():
+            shutil.copytree(run.folder / part, folder / part)  # the run's own training has these settings
         kept = [file for name in ("mined.json", "teacher.json") if (file := run.folder / part / name).is_file()]
         if kept and not (folder / part).is_dir() and not choice.wrong:
             (folder / part).mkdir(parents=True)
@@ -205,6 +208,7 @@ def main() -> None:
             "scores": [[x.score for x in side] for side in overall],
             "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},
             "seeds": [run.preset.seed for run in runs],
+            "git": git_revision(),
             "steps": size.steps,
             "batch_size": size.batch_size,
             "rows": options.rows,

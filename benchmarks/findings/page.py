@@ -26,11 +26,10 @@ HEAD = f"""# The findings, measured
 Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/2601.04720)) appear on Emoji World, with
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
-The runs are older than revision 1617449de369 where the finding's revision is, and so not those of the stage table in
-README: their backbone had not learned to judge (the third round of its [pre-training](pretraining.md)), the reranker
-had seen a fraction of the comparisons, and s0 and s1 had a fifth more steps. All are older than 90404f94969a too: then
-the tasks of text alone were not split by content, and a part of their test queries stood in training; seed 0 was
-trained in float32, the others, on another CPU, in bfloat16.
+A choice of F6 whose revision is older than 1617449de369 is of runs with a former backbone, which had not learned to
+judge (the third round of its [pre-training](pretraining.md)). Then the tasks of text alone were not split by content,
+so that a part of their test queries stood in training; seed 0 was trained in float32, the others, on another CPU, in
+bfloat16.
 
 Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
 one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
@@ -250,8 +249,8 @@ def choices(found: Found) -> list[str]:
     rows = []
     for e in entries:
         others = [f"`{s}`" for s in (e["instead_of"], *e["instead"]) if s]
-        rows.append([e["claim"], ", ".join(others), str(e["steps"]), str(len(e["seeds"]))])
-    return lines + table(["claim", "the other side", "steps", "seeds"], rows)
+        rows.append([e["claim"], ", ".join(others), str(e["steps"]), str(len(e["seeds"])), f"`{e['git'][:12]}`"])
+    return lines + table(["claim", "the other side", "steps", "seeds", "revision"], rows)
 
 
 def instructions(found: Found) -> list[str]:
