@@ -2,12 +2,14 @@
 
 peft computes W x + s B (A x): three products and two sums for each projection. On a small model on a CPU
 the extra operations cost as much as the products. (W + s B A) x is the same by associativity; the sum of
-weights is made once a call, gradients flow through it to A and B, and the adapter is saved as ever. On a
-large model peft's own order is the better one: the summed weights would double the model's memory.
+weights is made once a call, gradients flow through it to A and B, and the adapter is saved as ever. Without
+gradients it is kept from call to call, until a step changes a part of it. On a large model peft's own order is
+the better one: the summed weights would double the model's memory.
 """
 
 import types
 
+import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
@@ -18,9 +20,20 @@ def _forward(self, x: Tensor, *args, **kwargs) -> Tensor:
     if self.disable_adapters or self.merged:
         return base(x)
     [name] = self.active_adapters
-    a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    weight = base.weight + (self.scaling[name] * (b @ a)).to(base.weight.dtype)
-    return F.linear(x, weight, base.bias)
+    parts = base.weight, self.lora_A[name].weight, self.lora_B[name].weight
+    if torch.is_grad_enabled():
+        self.folded = None  # a step follows, and not every optimiser's counts as a new version
+        return F.linear(x, _sum(*parts, self.scaling[name]), base.bias)
+    half = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+    state = [(id(part), part._version) for part in parts] + [half]
+    if self.folded is None or self.folded[0] != state:
+        weight = _sum(*parts, self.scaling[name])
+        self.folded = state, parts, weight.to(half or weight.dtype)  # the parts are held: no other gets their id
+    return F.linear(x, self.folded[2], base.bias)
+
+
+def _sum(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    return weight + (scaling * (b @ a)).to(weight.dtype)
 
 
 def fold_lora(model: nn.Module) -> nn.Module:
@@ -33,5 +46,6 @@ def fold_lora(model: nn.Module) -> nn.Module:
             dropouts = [d for d in module.lora_dropout.values() if not isinstance(d, nn.Identity)]
             if dropouts or module.lora_variant or len(module.lora_A) != 1:
                 raise ValueError(f"{path}: only a single plain LoRA without dropout folds into its weight")
+            module.folded = None
             module.forward = types.MethodType(_forward, module)
     return model

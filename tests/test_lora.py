@@ -52,6 +52,46 @@ def test_disabling_the_adapter_gives_the_base_and_the_saved_state_is_unchanged()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("how", ["a step", "a copy into .data", "a new tensor"])
+def test_without_gradients_the_folded_weight_is_kept_until_a_part_of_it_changes(how):
+    plain = adapted()
+    folded = fold_lora(copy.deepcopy(plain))
+    layer, x = folded.get_base_model()[0], torch.randn(5, 12)
+
+    def outputs():
+        with torch.no_grad():
+            return plain(x), folded(x)
+
+    for a, b in (outputs(), outputs()):
+        torch.testing.assert_close(b, a)
+    kept = layer.folded
+    torch.testing.assert_close(outputs()[1], outputs()[0])
+    assert layer.folded is kept
+    if how == "a copy into .data":  # as DeepSpeed updates: it counts as no new version, but comes after a backward pass
+        folded(x).sum().backward()
+    for model in (plain, folded):
+        weight = model.get_base_model()[0].lora_A["default"].weight
+        if how == "a step":
+            weight.grad = torch.ones_like(weight)
+            torch.optim.SGD([weight], lr=0.1).step()
+        elif how == "a copy into .data":
+            weight.data.copy_(weight.data + 1)
+        else:
+            model.get_base_model()[0].lora_A["default"].weight = nn.Parameter(weight.detach() + 1)
+    plain_now, folded_now = outputs()
+    torch.testing.assert_close(folded_now, plain_now)
+    assert layer.folded is not kept
+
+
+def test_the_kept_weight_is_of_the_dtype_that_is_asked_for():
+    folded, x = fold_lora(adapted()), torch.randn(5, 12)
+    with torch.no_grad():
+        full = folded(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = folded(x)
+        assert half.dtype == torch.bfloat16 and torch.equal(folded(x), full)
+
+
 def test_dropout_is_refused_by_name():
     with pytest.raises(ValueError, match="0: only a single plain LoRA without dropout"):
         fold_lora(adapted(dropout=0.1))
