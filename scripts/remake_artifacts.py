@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import ship_models
+import update_performance
 import update_readme
 
 from q3vl_mini import pipeline
@@ -42,6 +43,7 @@ def main() -> None:
         ship_models.ship(options.folder / "tiny")
         ship_models.ship_gallery()
         update_readme.write()
+        update_performance.write()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of results/performance/*.json into the pages that have markers for them, each between its two.
+"""Write the tables of results/performance/*.json, and the times of the run of results/tiny.json, into their pages.
 
     python scripts/update_performance.py          # rewrite docs/performance.md and docs/reliability.md
     python scripts/update_performance.py --check  # exit 1 if a page is not what the results say
@@ -13,6 +13,7 @@ from q3vl_mini.report import fill, rewrite
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "docs" / name for name in ("performance.md", "reliability.md")]
 RESULTS = ROOT / "results" / "performance"
+RUN_MINUTES = 20
 SIGNS = {"at least": "≥ {}", "at most": "≤ {}", "within": "{} to {}"}
 
 
@@ -44,6 +45,15 @@ def _words(value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def run(meta: dict) -> dict:
+    """The stages of a run, from the `meta` of its results, in the form of a benchmark's results."""
+    minutes = {"all stages and their evaluation": meta["wall_s"]} | meta["stage_wall_s"]
+    rows = [{"compared": f"minutes, {name}", "value": seconds / 60} for name, seconds in minutes.items()]
+    rows[0] |= {"sense": "at most", "bar": [RUN_MINUTES], "met": rows[0]["value"] <= RUN_MINUTES}
+    setting = f"`q3vl-mini run --preset {meta['preset']}`, revision `{meta['git'][:12]}`"
+    return {"setting": setting, "threads": meta["cores"], "rows": rows, "computed_in": meta["computed_in"]}
+
+
 def page(text: str, results: dict[str, dict]) -> str:
     """The page with its tables from `results`, by name."""
     return fill(text, {f"performance:{name}": section(result) for name, result in results.items()})
@@ -52,6 +62,7 @@ def page(text: str, results: dict[str, dict]) -> str:
 def write(check: bool = False) -> bool:
     """Rewrite the pages, or with `check` only compare; whether they were up to date."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*.json")}
+    results["run"] = run(json.loads((RESULTS.parent / "tiny.json").read_text(encoding="utf-8"))["meta"])
     return all([rewrite(file, page(file.read_text(encoding="utf-8"), results), check) for file in PAGES])
 
 
