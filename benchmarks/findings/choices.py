@@ -98,6 +98,12 @@ CHOICES = {
     "rank": Choice("s0", "LoRA has rank 32, not 4", ("lora_rank=4", "lora_alpha=4")),
     "mrl": Choice("s0", "MRL, scored at 32 dimensions", ("dims=[0]", "dim_weights=[1.0]"), dim=32),
     "mrl-whole": Choice("s0", "MRL, scored at all dimensions", ("dims=[0]", "dim_weights=[1.0]")),
+    "mrl-weights": Choice(
+        "s0",
+        "prefixes have 0.3 of the whole's weight, not as much as it, scored at half the dimensions",
+        ("dim_weights=[1.0, 1.0, 1.0, 1.0]",),
+        dim=128,
+    ),
     "qat": Choice("s0", "QAT, scored on signs", ("quantizers={}",), binary=True),
     "step-rate": Choice(
         "s0",

@@ -136,11 +136,9 @@ def reranker(found: Found) -> list[str]:
     lines += table(["embedder, task", "embedding", "reranked", "reach"], rows)
     report = ", ".join(f"{kind} {a} to {b}" for kind, (a, b) in found["report"].items())
     lines += [f"The report, 2B, top 100: {report}.", ""]
-    timed = [c for c in found["cost"] if c["seconds"]]
-    if timed:
-        pairs, seconds = (sum(c[part] for c in timed) for part in ("pairs", "seconds"))
-        each = 1000 * seconds / pairs
-        lines += [f"A pair took {each:.1f} ms on the machine that measured this ({pairs:,} pairs).", ""]
+    pairs, seconds = (sum(c[part] for c in found["cost"]) for part in ("pairs", "seconds"))
+    each = 1000 * seconds / pairs
+    lines += [f"A pair took {each:.1f} ms on the machine that measured this ({pairs:,} pairs).", ""]
     worse = [e["claim"] for e in found["claims"] if e["high"] < 0]
     if worse:
         lines += [

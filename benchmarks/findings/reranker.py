@@ -26,23 +26,27 @@ REPORT = {"all": [73.4, 75.1], "image": [74.8, 73.8], "video": [53.6, 52.1], "vi
 
 
 class KeptMargins:
-    """The margins of one quadruple's pairs, each computed once: what `rerank_quadruple` takes for a reranker."""
+    """The margins of one quadruple's pairs, each computed once: what `rerank_quadruple` takes for a reranker.
+
+    A file keeps them, with the seconds that they took.
+    """
 
     def __init__(self, reranker: Reranker, quadruple: Quadruple, file, batch_size: int):
-        self.reranker, self.file, self.batch_size, self.seconds = reranker, file, batch_size, 0.0
-        self.computed = 0
+        self.reranker, self.file, self.batch_size = reranker, file, batch_size
         self.place = {id(x): i for rows in (quadruple.queries, quadruple.corpus) for i, x in enumerate(rows)}
-        self.known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+        kept = json.loads(file.read_text()) if file.is_file() else {"margins": {}, "seconds": 0.0}
+        self.known: dict[str, float] = kept["margins"]
+        self.seconds: float = kept["seconds"]
 
     def logits(self, pairs: Sequence[tuple], instruction: str | None = None) -> np.ndarray:
         keys = [f"{self.place[id(q)]}-{self.place[id(d)]}" for q, d in pairs]
         new = [i for i, key in enumerate(keys) if key not in self.known]
         began = time.monotonic()
         margins = self.reranker.logits([pairs[i] for i in new], instruction, self.batch_size)
-        self.seconds += time.monotonic() - began
-        self.computed += len(new)
-        self.known |= dict(zip([keys[i] for i in new], margins.tolist(), strict=True))
-        write_json(self.file, self.known)
+        if new:
+            self.seconds += time.monotonic() - began
+            self.known |= dict(zip([keys[i] for i in new], margins.tolist(), strict=True))
+            write_json(self.file, {"margins": self.known, "seconds": self.seconds})
         return np.array([self.known[key] for key in keys])
 
 
@@ -85,8 +89,8 @@ def main() -> None:
                 rows[name].append(rerank_quadruple(kept[x.name], x, queries, corpus, top_k=options.top_k))
             before[name].append(by_column(embedded))
             after[name].append(by_column(rows[name]))
-        seconds, computed = (sum(getattr(m, x) for m in kept.values()) for x in ("seconds", "computed"))
-        cost.append({"pairs": computed, "seconds": round(seconds, 1)})  # of this call, without what was kept
+        pairs, seconds = sum(len(m.known) for m in kept.values()), sum(m.seconds for m in kept.values())
+        cost.append({"pairs": pairs, "seconds": round(seconds, 1)})
     claims = [
         claim(f"the reranker is above {name} in {c}", [s[c] for s in after[name]], [s[c] for s in before[name]])
         for name in EMBEDDERS
