@@ -3,8 +3,8 @@
 peft computes W x + s B (A x): three products and two sums for each projection. On a small model on a CPU
 the extra operations cost as much as the products. (W + s B A) x is the same by associativity; the sum of
 weights is made once a call, gradients flow through it to A and B, and the adapter is saved as ever. Without
-gradients it is kept from call to call, until a step changes a part of it. On a large model peft's own order is
-the better one: the summed weights would double the model's memory.
+gradients a small one is kept from call to call, until a step changes a part of it. On a large model peft's own
+order is the better one: the summed weights would double the model's memory.
 """
 
 import types
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+KEPT = 2**20  # numbers in a matrix whose sum is kept: all of Q3VL-tiny's, none of the 2B model's
+
 
 def _forward(self, x: Tensor, *args, **kwargs) -> Tensor:
     base = self.get_base_layer()
@@ -21,7 +23,7 @@ def _forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         return base(x)
     [name] = self.active_adapters
     parts = base.weight, self.lora_A[name].weight, self.lora_B[name].weight
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or base.weight.numel() > KEPT:
         self.folded = None  # a step follows, and not every optimiser's counts as a new version
         return F.linear(x, _sum(*parts, self.scaling[name]), base.bias)
     half = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None

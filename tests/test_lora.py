@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
+from q3vl_mini import lora
 from q3vl_mini.lora import fold_lora
 
 
@@ -81,6 +82,16 @@ def test_without_gradients_the_folded_weight_is_kept_until_a_part_of_it_changes(
     plain_now, folded_now = outputs()
     torch.testing.assert_close(folded_now, plain_now)
     assert layer.folded is not kept
+
+
+def test_the_sum_of_a_large_matrix_is_not_kept(monkeypatch):
+    plain, x = adapted(), torch.randn(5, 12)
+    folded = fold_lora(copy.deepcopy(plain))
+    monkeypatch.setattr(lora, "KEPT", 200)  # between the two matrices, of 240 and of 120 numbers
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), plain(x))
+    first, _, last = folded.get_base_model()
+    assert first.folded is None and last.folded is not None
 
 
 def test_the_kept_weight_is_of_the_dtype_that_is_asked_for():
