@@ -198,7 +198,31 @@ def compression(found: Found) -> list[str]:
     lines += ["`points` are MRR@10 above the share that is claimed to be kept. Of documents with equal scores, which"]
     lines += ["few bits make many of, the right one counts as the last: an index that breaks ties by chance is better."]
     lines += [""]
-    return lines + claims(found["claims"])
+    return lines + claims(found["claims"]) + compression_trials()
+
+
+def compression_trials() -> list[str]:
+    """What other settings of MRL and QAT keep, on validation."""
+    lines = ["Other settings, tried on validation: MRR@10 of s0 with whole vectors, with half their dimensions at int8,"]
+    lines += ["and with the signs of the whole. `all` steps are the run's own. What half the dimensions keep of the whole"]
+    lines += ["grows with training; a setting that raises it by lowering the whole is no remedy.", ""]
+    header = ["dim_weights, quantizers", "steps", "seeds"]
+    header += [f"{task}, {what}" for task in ("text", "text to image") for what in ("whole", "half", "kept", "signs")]
+    trials: dict[tuple[str, str], list[Found]] = {}
+    for line in (RESULTS.parent / "compression_trials.jsonl").read_text().splitlines():
+        trial = json.loads(line)
+        if trial["stages"] == ["s0"]:
+            setting = trial["set"] or "the preset's"
+            trials.setdefault((setting, str(trial["steps"] or "all")), []).append(trial)
+    rows = []
+    for (setting, steps), same in trials.items():
+        row = [setting, steps, ", ".join(sorted(str(trial["seed"]) for trial in same))]
+        for task in ("keyword_search", "text_to_image"):
+            full = mean([t[task]["full"] for t in same])
+            half, signs = (mean([t[task]["full"] * t[task][x] for t in same]) for x in ("128 int8", "256 binary"))
+            row += [f"{full:.3f}", f"{half:.3f}", f"{100 * half / full:.1f} %", f"{signs:.3f}"]
+        rows.append(row)
+    return lines + table(header, rows)
 
 
 def granularity(found: Found) -> list[str]:
