@@ -35,19 +35,22 @@ class Choice:
     """The claim `text`, that the preset's settings score higher than those `instead` (as `--set` takes them).
 
     stage: what is trained, from what the seed's run has before it. "s0, s1" is s0, and s1 from there, each for its
-    share of the steps. instead_of: the other side's, if it is not the same. dim, binary: the vectors that are scored,
-    cut and reduced to signs; by default whole. wrong: data.wrong_labels of both sides, which then mine for themselves.
+    share of the steps. instead_of: the other side's, if it is not the same. ours: what is claimed to be higher, if it
+    is not the preset. dim, binary: the vectors that are scored, cut and reduced to signs; by default whole. wrong:
+    data.wrong_labels of both sides, which then mine for themselves.
     """
 
     stage: str
     text: str
     instead: tuple[str, ...]
     instead_of: str = ""
+    ours: tuple[str, ...] = ()
     dim: int | None = None
     binary: bool = False
     wrong: float = 0.0
 
 
+STRONG_QAT = ("quantizers={int8 = 0.1, binary = 1.0}",)
 TERMS = '["query_document", "query_query", "document_document"]'
 CHOICES = {
     "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
@@ -105,6 +108,9 @@ CHOICES = {
         dim=128,
     ),
     "qat": Choice("s0", "QAT, scored on signs", ("quantizers={}",), binary=True),
+    "qat-half": Choice(
+        "s0", "QAT, scored on the signs of half the dimensions", ("quantizers={}",), dim=128, binary=True
+    ),
     "step-rate": Choice(
         "s0",
         "the quantisers' steps move at 1e-5, not 1e-3, scored on signs",
@@ -112,6 +118,24 @@ CHOICES = {
         binary=True,
     ),
     "qat-whole": Choice("s0", "QAT, scored in float32", ("quantizers={}",)),
+    "strong-qat": Choice(
+        "s0",
+        "QAT with ten times the weight of signs, scored on signs",
+        ("quantizers={}",),
+        ours=STRONG_QAT,
+        binary=True,
+    ),
+    "strong-qat-half": Choice(
+        "s0",
+        "QAT with ten times the weight of signs, scored on the signs of half the dimensions",
+        ("quantizers={}",),
+        ours=STRONG_QAT,
+        dim=128,
+        binary=True,
+    ),
+    "strong-qat-whole": Choice(
+        "s0", "QAT with ten times the weight of signs, scored in float32", ("quantizers={}",), ours=STRONG_QAT
+    ),
     "student-colder": Choice("s2", "s2 at temperature 0.03, not 0.01", ("stages.s2.temperature=0.01",)),
     "student-warmer": Choice("s2", "s2 at temperature 0.03, not 0.1", ("stages.s2.temperature=0.1",)),
     "teacher-sharper": Choice("s2", "its teacher at temperature 1, not 0.3", ("stages.s2.teacher_temperature=0.3",)),
@@ -202,13 +226,14 @@ def main() -> None:
     for name in options.choices:
         choice = CHOICES[name]
         other = choice.instead_of or choice.stage
-        ours = [trained(run, choice, choice.stage, (), options, store) for run in runs]
+        ours = [trained(run, choice, choice.stage, choice.ours, options, store) for run in runs]
         theirs = [trained(run, choice, other, choice.instead, options, store) for run in runs]
         size = runs[0].preset.stages[choice.stage] if choice.stage in WHOLE else options
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
             "stage": choice.stage,
+            "ours": choice.ours,
             "instead_of": choice.instead_of,
             "instead": choice.instead,
             "scores": [[x.score for x in side] for side in overall],

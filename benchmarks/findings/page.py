@@ -203,9 +203,9 @@ def compression(found: Found) -> list[str]:
 
 def compression_trials() -> list[str]:
     """What other settings of MRL and QAT keep, on validation."""
-    lines = ["Other settings, tried on validation: MRR@10 of s0 with whole vectors, with half their dimensions at int8,"]
-    lines += ["and with the signs of the whole. `all` steps are the run's own. What half the dimensions keep of the whole"]
-    lines += ["grows with training; a setting that raises it by lowering the whole is no remedy.", ""]
+    lines = ["Other settings, tried on validation: MRR@10 of s0 with whole vectors, with half their dimensions at"]
+    lines += ["int8, and with the signs of the whole. `all` steps are the run's own. What half the dimensions keep of"]
+    lines += ["the whole grows with training; a setting that raises it by lowering the whole is no remedy.", ""]
     header = ["dim_weights, quantizers", "steps", "seeds"]
     header += [f"{task}, {what}" for task in ("text", "text to image") for what in ("whole", "half", "kept", "signs")]
     trials: dict[tuple[str, str], list[Found]] = {}
@@ -263,16 +263,17 @@ def choices(found: Found) -> list[str]:
     lines = head("F6, and other choices", found)
     lines += ["The report, 5.1: dropping the q-q and d-d terms in stage 2 helps. It gives no figure.", ""]
     lines += ["Pairs of short trainings that differ in one setting, with equal steps, queries and documents a query;"]
-    lines += ["the claim is that the preset's setting, which is named, scores higher. A run gives each stage several"]
-    lines += ["times these steps, so what learns fast has an advantage here. A reranker is scored by the order that it"]
-    lines += ["gives the best candidates of s1, in its retrieval tasks.", ""]
+    lines += ["the claim is that the setting which is named, by default the preset's, scores higher. A run gives each"]
+    lines += ["stage several times these steps, so what learns fast has an advantage here. A reranker is scored by the"]
+    lines += ["order that it gives the best candidates of s1, in its retrieval tasks.", ""]
     lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
     lines += claims(entries)
     rows = []
     for e in entries:
-        others = [f"`{s}`" for s in (e["instead_of"], *e["instead"]) if s]
-        rows.append([e["claim"], ", ".join(others), str(e["steps"]), str(len(e["seeds"])), f"`{e['git'][:12]}`"])
-    return lines + table(["claim", "the other side", "steps", "seeds", "revision"], rows)
+        ours, others = ([f"`{s}`" for s in side if s] for side in (e["ours"], (e["instead_of"], *e["instead"])))
+        sides = [", ".join(ours), ", ".join(others)]
+        rows.append([e["claim"], *sides, str(e["steps"]), str(len(e["seeds"])), f"`{e['git'][:12]}`"])
+    return lines + table(["claim", "this side", "the other side", "steps", "seeds", "revision"], rows)
 
 
 def instructions(found: Found) -> list[str]:
