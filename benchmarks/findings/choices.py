@@ -5,7 +5,8 @@
 Each choice is two short trainings of one stage, or of one stage after another, with the preset's settings and with
 others instead, on the same data, from the same seed, of the same number of steps and of documents a query; both are
 measured on MMEB-mini's test split, by which nothing is chosen: the preset stays what it is. s2 and the reranker, which
-are short, have all their steps; the reranker is measured over the TOP_K best candidates of s1, in its retrieval tasks.
+are short, have all their steps, and so have the few choices that ask for it; then the run's own training is one side.
+The reranker is measured over the TOP_K best candidates of s1, in its retrieval tasks.
 Trainings are kept in the run's folder under choices/, so that a call goes on where the last one stopped. Writes
 results/findings/F6.json with every choice measured so far.
 """
@@ -37,7 +38,7 @@ class Choice:
     stage: what is trained, from what the seed's run has before it. "s0, s1" is s0, and s1 from there, each for its
     share of the steps. instead_of: the other side's, if it is not the same. ours: what is claimed to be higher, if it
     is not the preset. dim, binary: the vectors that are scored, cut and reduced to signs; by default whole. wrong:
-    data.wrong_labels of both sides, which then mine for themselves.
+    data.wrong_labels of both sides, which then mine for themselves. long: both sides have all the run's steps.
     """
 
     stage: str
@@ -48,6 +49,7 @@ class Choice:
     dim: int | None = None
     binary: bool = False
     wrong: float = 0.0
+    long: bool = False
 
 
 STRONG_QAT = ("quantizers={int8 = 0.1, binary = 1.0}",)
@@ -55,6 +57,12 @@ TERMS = '["query_document", "query_query", "document_document"]'
 CHOICES = {
     "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
     "stage-2-terms": Choice("s1", "stage 2 has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",)),
+    "stage-1-terms-long": Choice(
+        "s0", "stage 1, with all its steps, has q-q and d-d terms", ('stages.s0.terms=["query_document"]',), long=True
+    ),
+    "stage-2-terms-long": Choice(
+        "s1", "stage 2, with all its steps, has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",), long=True
+    ),
     "masks": Choice("s0", "scores above the positive's are masked", ("stages.s0.margin=1e9",)),
     "masks-of-whole": Choice(
         "s0",
@@ -151,7 +159,7 @@ CHOICES = {
         ("stages.reranker.n_negatives=7", "stages.reranker.n_random=0"),
     ),
 }
-WHOLE = ("s2", "reranker")  # the stages that have all their steps
+SHORT = ("s2", "reranker")  # the stages that always have all their steps
 TOP_K = 20
 
 
@@ -164,11 +172,13 @@ def trained(
     no choice changes the vision tower.
     """
     stages = stage.split(", ")
+    unchanged = stages if choice.long else SHORT  # those with as many steps as in the run
     spoiled = (f"wrong={choice.wrong:g}",) if choice.wrong else ()
-    name = "-".join([*stages, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))
+    length = ("long",) if choice.long else ()
+    name = "-".join([*stages, *length, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))
     folder = run.folder / "choices" / name
     preset = override(run.preset, ["data.validation_rows=0"])
-    for part in [x for x in stages if x not in WHOLE]:
+    for part in [x for x in stages if x not in unchanged]:
         short = f"stages.{part}.steps={options.steps // len(stages)}", f"stages.{part}.batch_size={options.batch_size}"
         preset = override(preset, short)
     preset = override(preset, changes)  # after them, as steps and batch size may be what the choice is about
@@ -177,7 +187,7 @@ def trained(
     if start != "raw" and not (folder / start).is_dir():
         shutil.copytree(run.folder / start, folder / start)
     for part in stages:  # both sides train on what the run mined, unless that is what the choice is about
-        if part in WHOLE and not changes and not (folder / part).is_dir():
+        if part in unchanged and not changes and not (folder / part).is_dir():
             shutil.copytree(run.folder / part, folder / part)  # the run's own training has these settings
         kept = [file for name in ("mined.json", "teacher.json") if (file := run.folder / part / name).is_file()]
         if kept and not (folder / part).is_dir() and not choice.wrong:
@@ -228,7 +238,7 @@ def main() -> None:
         other = choice.instead_of or choice.stage
         ours = [trained(run, choice, choice.stage, choice.ours, options, store) for run in runs]
         theirs = [trained(run, choice, other, choice.instead, options, store) for run in runs]
-        size = runs[0].preset.stages[choice.stage] if choice.stage in WHOLE else options
+        size = runs[0].preset.stages[choice.stage] if choice.long or choice.stage in SHORT else options
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
