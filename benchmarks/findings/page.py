@@ -262,18 +262,18 @@ def choices(found: Found) -> list[str]:
 
     lines = head("F6, and other choices", found)
     lines += ["The report, 5.1: dropping the q-q and d-d terms in stage 2 helps. It gives no figure.", ""]
-    lines += ["Pairs of short trainings that differ in one setting, with equal steps, queries and documents a query;"]
-    lines += ["the claim is that the setting which is named, by default the preset's, scores higher. A run gives each"]
-    lines += ["stage several times these steps, so what learns fast has an advantage here. A reranker is scored by the"]
-    lines += ["order that it gives the best candidates of s1, in its retrieval tasks.", ""]
+    lines += ["Pairs of trainings, most of them short, that differ in one setting, with equal steps, queries and"]
+    lines += ["documents a query; the claim is that the setting which is named, by default the preset's, scores"]
+    lines += ["higher. A run gives each stage several times these steps, so what learns fast has an advantage here. A"]
+    lines += ["reranker is scored by the order that it gives the best candidates of s1, in its retrieval tasks.", ""]
     lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
     lines += claims(entries)
     rows = []
     for e in entries:
         ours, others = ([f"`{s}`" for s in side if s] for side in (e["ours"], (e["instead_of"], *e["instead"])))
         sides = [", ".join(ours), ", ".join(others)]
-        rows.append([e["claim"], *sides, str(e["steps"]), str(len(e["seeds"])), f"`{e['git'][:12]}`"])
-    return lines + table(["claim", "this side", "the other side", "steps", "seeds", "revision"], rows)
+        rows.append([e["claim"], *sides, str(e["steps"]), str(e["rows"]), f"`{e['git'][:12]}`"])
+    return lines + table(["claim", "this side", "the other side", "steps", "queries a task", "revision"], rows)
 
 
 def instructions(found: Found) -> list[str]:
