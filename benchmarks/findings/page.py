@@ -26,10 +26,6 @@ HEAD = f"""# The findings, measured
 Which of the findings of the report (arXiv [2601.04720](https://arxiv.org/abs/2601.04720)) appear on Emoji World, with
 a model of ten million parameters. Each difference is paired: the same seeds and the same test queries on both sides. A
 seed draws the training data anew, their order and the adapter's start; backbone and test queries are the same for all.
-A choice of F6 whose revision is older than 1617449de369 is of runs with a former backbone, which had not learned to
-judge (the third round of its [pre-training](pretraining.md)). Then the tasks of text alone were not split by content,
-so that a part of their test queries stood in training; seed 0 was trained in float32, the others, on another CPU, in
-bfloat16.
 
 Intervals are of 95 %: a bootstrap over the queries, widened by Student's t for the seeds, which are few. A claim that
 one side is above the other is **shown** by at least {ENOUGH} seeds that all agree and an interval wholly above 0,
@@ -268,6 +264,12 @@ def choices(found: Found) -> list[str]:
     lines += ["reranker is scored by the order that it gives the best candidates of s1, in its retrieval tasks.", ""]
     lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
     lines += claims(entries)
+    lines += ["Where a claim is decided, the three columns that differ most, in points:", ""]
+    for e in [e for e in entries if e["verdict"] != "undecided"]:
+        most = sorted(e["columns"].items(), key=lambda column: -abs(column[1]["difference"]))[:3]
+        said = [f"{name} {100 * column['difference']:+.1f}" for name, column in most]
+        lines += [f"- {e['claim']}: {', '.join(said)}"]
+    lines += [""]
     rows = []
     for e in entries:
         ours, others = ([f"`{s}`" for s in side if s] for side in (e["ours"], (e["instead_of"], *e["instead"])))
