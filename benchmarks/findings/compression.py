@@ -12,8 +12,9 @@ from seeds import Share, arguments, claim, opened, write
 
 from q3vl_mini import evaluate
 from q3vl_mini.choices import PRECISIONS
-from q3vl_mini.compression import hamming_scores, int8_scores
+from q3vl_mini.compression import Quantizers, hamming_scores, int8_scores
 from q3vl_mini.emoji_world.tasks import build
+from q3vl_mini.records import Quadruple
 from q3vl_mini.stages import Run
 
 TASKS = {"keyword_search": "text retrieval", "text_to_image": "text to image"}
@@ -29,6 +30,15 @@ REPORT = {
         "128 binary": 0.138,
     },
 }
+
+
+def compressed(
+    quantizers: Quantizers, queries: np.ndarray, corpus: np.ndarray, quadruple: Quadruple, dim: int, precision: str
+) -> evaluate.DatasetResult:
+    """MRR@10 of the first `dim` entries of the vectors (N, D) in a precision."""
+    q, c = (quantizers.codes(np.asarray(vectors), dim, precision) for vectors in (queries, corpus))
+    scores = hamming_scores(q, c) if precision == "binary" else int8_scores(q, c)
+    return evaluate.score_rows(quadruple, np.round(scores, evaluate.COSINE_DECIMALS), metric="mrr@10")
 
 
 def main() -> None:
@@ -48,9 +58,7 @@ def main() -> None:
         ):
             for dim in [d or model.dim for d in run.preset.dims]:
                 for precision in PRECISIONS:
-                    q, c = (model.quantizers.codes(np.asarray(v), dim, precision) for v in (queries, corpus))
-                    scores = hamming_scores(q, c) if precision == "binary" else int8_scores(q, c)
-                    result = evaluate.score_rows(x, np.round(scores, evaluate.COSINE_DECIMALS), metric="mrr@10")
+                    result = compressed(model.quantizers, queries, corpus, x, dim, precision)
                     found.setdefault((x.name, dim, precision), []).append(result)
     full = max(dim for _, dim, _ in found)
     table = [

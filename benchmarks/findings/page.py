@@ -199,9 +199,10 @@ def compression(found: Found) -> list[str]:
 
 def compression_trials() -> list[str]:
     """What other settings of MRL and QAT keep, on validation."""
-    lines = ["Other settings, tried on validation: MRR@10 of s0 with whole vectors, with half their dimensions at"]
-    lines += ["int8, and with the signs of the whole. `all` steps are the run's own. What half the dimensions keep of"]
-    lines += ["the whole grows with training; a setting that raises it by lowering the whole is no remedy.", ""]
+    lines = ["Other settings, tried on validation (`benchmarks/findings/compression_trials.py`): MRR@10 of s0 with"]
+    lines += ["whole vectors, with half their dimensions at int8, and with the signs of the whole. `all` steps are the"]
+    lines += ["run's own. What half the dimensions keep of the whole grows with training; a setting that raises it by"]
+    lines += ["lowering the whole is no remedy.", ""]
     header = ["dim_weights, quantizers", "steps", "seeds"]
     header += [f"{task}, {what}" for task in ("text", "text to image") for what in ("whole", "half", "kept", "signs")]
     trials: dict[tuple[str, str], list[Found]] = {}

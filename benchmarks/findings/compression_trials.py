@@ -1,7 +1,7 @@
 """Other settings of MRL and QAT, scored on validation: what do half the dimensions and int8 cost a training?
 
-    python benchmarks/compression_trials.py runs/seed-1 --stages s0 --steps 100 --set "dim_weights=[1, 1, 0.3, 0.3]"
-    python benchmarks/compression_trials.py runs/seed-1 --stages s3         what the run itself has, without a step
+    python benchmarks/findings/compression_trials.py runs/seed-1 --steps 100 --set "dim_weights=[1.0, 1.0, 0.3, 0.3]"
+    python benchmarks/findings/compression_trials.py runs/seed-1 --stages s3    what the run itself has, without a step
 
 A trial trains the stages one after another on what the run mined. One line of JSON a trial, which --out adds to
 results/compression_trials.jsonl: for each task MRR@10 of the whole vectors in float32, and what share of it shorter
@@ -14,17 +14,14 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
+from compression import TASKS, compressed
 
 from q3vl_mini import evaluate
 from q3vl_mini.choices import PRECISIONS
-from q3vl_mini.compression import hamming_scores, int8_scores
 from q3vl_mini.config import load_config, override
 from q3vl_mini.embedder import Embedder
 from q3vl_mini.emoji_world.tasks import build
 from q3vl_mini.stages import Run, run_stage
-
-TASKS = ("keyword_search", "text_to_image")
 
 
 def trained(source: Path, stages: list[str], steps: int | None, changes: list[str], folder: Path) -> Embedder:
@@ -50,10 +47,8 @@ def kept(model: Embedder, rows: int, seed: int, batch_size: int) -> dict[str, di
         found: dict[str, float] = {}
         for dim in sorted((int(d) for d in model.quantizers["int8"]), reverse=True):
             for precision in PRECISIONS:
-                q, c = (model.quantizers.codes(np.asarray(v), dim, precision) for v in (queries, corpus))
-                scores = hamming_scores(q, c) if precision == "binary" else int8_scores(q, c)
-                scores = np.round(scores, evaluate.COSINE_DECIMALS)
-                found[f"{dim} {precision}"] = evaluate.score_rows(x, scores, metric="mrr@10").score
+                score = compressed(model.quantizers, queries, corpus, x, dim, precision).score
+                found[f"{dim} {precision}"] = score
         full = next(iter(found.values()))
         shares[x.name] = {"full": round(full, 4)} | {name: round(x / full, 4) for name, x in found.items()}
     return shares
