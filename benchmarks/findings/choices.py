@@ -54,16 +54,33 @@ class Choice:
 
 STRONG_QAT = ("quantizers={int8 = 0.1, binary = 1.0}",)
 TERMS = '["query_document", "query_query", "document_document"]'
+QUERY_DOCUMENT = 'stages.s0.terms=["query_document"]'
+NO_MASK = "stages.s0.margin=1e9"
 CHOICES = {
-    "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", ('stages.s0.terms=["query_document"]',)),
+    "stage-1-terms": Choice("s0", "stage 1 has q-q and d-d terms", (QUERY_DOCUMENT,)),
     "stage-2-terms": Choice("s1", "stage 2 has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",)),
     "stage-1-terms-long": Choice(
-        "s0", "stage 1, with all its steps, has q-q and d-d terms", ('stages.s0.terms=["query_document"]',), long=True
+        "s0", "stage 1, with all its steps, has q-q and d-d terms", (QUERY_DOCUMENT,), long=True
+    ),
+    "stage-1-qq": Choice(
+        "s0",
+        "stage 1 has the q-q term, neither having d-d",
+        (QUERY_DOCUMENT,),
+        ours=('stages.s0.terms=["query_document", "query_query"]',),
+    ),
+    "stage-1-dd": Choice(
+        "s0",
+        "stage 1 has the d-d term, neither having q-q",
+        (QUERY_DOCUMENT,),
+        ours=('stages.s0.terms=["query_document", "document_document"]',),
+    ),
+    "stage-1-terms-unmasked": Choice(
+        "s0", "stage 1 has q-q and d-d terms, no high score being masked", (NO_MASK, QUERY_DOCUMENT), ours=(NO_MASK,)
     ),
     "stage-2-terms-long": Choice(
         "s1", "stage 2, with all its steps, has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",), long=True
     ),
-    "masks": Choice("s0", "scores above the positive's are masked", ("stages.s0.margin=1e9",)),
+    "masks": Choice("s0", "scores above the positive's are masked", (NO_MASK,)),
     "masks-of-whole": Choice(
         "s0",
         "at a prefix its own scores are masked, not those of the whole embedding",
