@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from q3vl_mini.config import data_dir, load_preset, override, save_config
+from q3vl_mini.data import Batch
 from q3vl_mini.evaluate import ColumnResult, DatasetResult
 from q3vl_mini.report import write_json
 
@@ -18,7 +19,7 @@ ROOT = data_dir().parent
 def seeds(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "findings")
     yield importlib.import_module("seeds")
-    for name in ("seeds", "page", "instructions", "stages", "teacher", "choices"):
+    for name in ("seeds", "page", "instructions", "stages", "teacher", "choices", "terms"):
         sys.modules.pop(name, None)
 
 
@@ -125,6 +126,36 @@ def test_how_often_a_teacher_is_right_counts_its_highest_margin(seeds, tmp_path)
 def test_models_of_different_seeds_are_no_pair(seeds):
     with pytest.raises(ValueError, match="2 and 1 seeds"):
         seeds.paired([scored([1.0]), scored([0.0])], [scored([1.0])])
+
+
+def test_the_parts_of_z_are_those_of_a_loop_over_equation_1(seeds):
+    """Two of three queries ask for one document; temperature 0.2, and scores 0.3 above the positive are masked."""
+    rng = np.random.default_rng(3)
+    vectors = {name: x / np.linalg.norm(x) for name in "abcxyuvw" for x in [rng.normal(size=3).astype(np.float32)]}
+    model = type("Fixed", (), {"encode": lambda self, rows, instruction: np.stack([vectors[row] for row in rows])})()
+    own = {"queries": ["a", "b", "c"], "positives": ["x", "y", "x"], "negatives": [["u"], ["v"], ["w"]]}
+    batch = Batch("n", "t", "i", **own, positive_ids=[0, 1, 0], negative_ids=[[2], [3], [4]])
+    found = importlib.import_module("terms").parts_of_z(model, batch, temperature=0.2, margin=0.3)
+
+    z = dict.fromkeys(found, 0.0)
+    seen, masked = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
+    for query, positive, (negative,) in zip(*own.values(), strict=True):
+        others = [(q, d) for q, d, _ in zip(*own.values(), strict=True) if d != positive]
+        pairs = {"positive": [(query, positive)], "hard_negative": [(query, negative)]}
+        pairs["query_document"] = [(query, d) for _, d in others]
+        pairs["query_query"] = [(query, q) for q, _ in others]
+        pairs["document_document"] = [(positive, d) for _, d in others]
+        above = vectors[query] @ vectors[positive] + 0.3
+        scores = {name: [vectors[a] @ vectors[b] for a, b in those] for name, those in pairs.items()}
+        kept = {name: [s for s in those if name == "positive" or s <= above] for name, those in scores.items()}
+        total = sum(np.exp(s / 0.2) for those in kept.values() for s in those)
+        for name in found:
+            z[name] += sum(np.exp(s / 0.2) for s in kept[name]) / total / 3
+            seen[name] += len(scores[name])
+            masked[name] += len(scores[name]) - len(kept[name])
+    assert {name: x["of_z"] for name, x in found.items()} == pytest.approx(z, rel=1e-4)
+    assert {name: x["masked"] for name, x in found.items()} == pytest.approx({n: masked[n] / seen[n] for n in seen})
+    assert 0 < sum(masked.values()) < sum(seen.values())
 
 
 def test_the_page_says_what_the_results_hold(seeds):

@@ -77,6 +77,9 @@ CHOICES = {
     "stage-1-terms-unmasked": Choice(
         "s0", "stage 1 has q-q and d-d terms, no high score being masked", (NO_MASK, QUERY_DOCUMENT), ours=(NO_MASK,)
     ),
+    "stage-1-terms-then-2-long": Choice(
+        "s0, s1", "stage 1 has q-q and d-d terms, scored after all steps of stage 2", (QUERY_DOCUMENT,), long=True
+    ),
     "stage-2-terms-long": Choice(
         "s1", "stage 2, with all its steps, has no q-q and d-d terms", (f"stages.s1.terms={TERMS}",), long=True
     ),
@@ -255,7 +258,8 @@ def main() -> None:
         other = choice.instead_of or choice.stage
         ours = [trained(run, choice, choice.stage, choice.ours, options, store) for run in runs]
         theirs = [trained(run, choice, other, choice.instead, options, store) for run in runs]
-        size = runs[0].preset.stages[choice.stage] if choice.long or choice.stage in SHORT else options
+        whole = choice.long or choice.stage in SHORT
+        sizes = [runs[0].preset.stages[part] for part in choice.stage.split(", ")] if whole else [options]
         overall = [[Overall(columns) for columns in side] for side in (ours, theirs)]
         entry = claim(choice.text, *overall)
         known[name] = entry | {
@@ -267,14 +271,14 @@ def main() -> None:
             "columns": {c: claim(c, [s[c] for s in ours], [s[c] for s in theirs]) for c in ours[0]},
             "seeds": [run.preset.seed for run in runs],
             "git": git_revision(),
-            "steps": size.steps,
-            "batch_size": size.batch_size,
+            "steps": sum(size.steps for size in sizes),
+            "batch_size": sizes[-1].batch_size,
             "rows": options.rows,
         }
         interval = f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
         print(f"{choice.text}: {100 * entry['difference']:+.1f} points {interval}, {entry['verdict']}", flush=True)
-        sizes = f"--steps {options.steps} --batch-size {options.batch_size} --rows {options.rows}"
-        write("F6", runs, f"python benchmarks/findings/choices.py {sizes} RUN ...", {"choices": known})
+        said = f"--steps {options.steps} --batch-size {options.batch_size} --rows {options.rows}"
+        write("F6", runs, f"python benchmarks/findings/choices.py {said} RUN ...", {"choices": known})
 
 
 if __name__ == "__main__":

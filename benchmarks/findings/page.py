@@ -279,6 +279,30 @@ def choices(found: Found) -> list[str]:
     return lines + table(["claim", "this side", "the other side", "steps", "queries a task", "revision"], rows)
 
 
+def terms(found: Found) -> list[str]:
+    lines = head("What stage 1's denominator is made of", found)
+    lines += ["Shares of equation 1's Z in percent, of the positive, of documents (those of other queries and hard"]
+    lines += ["negatives), of q-q and of d-d: what pulls at a score is the share of its term. `masked` is the"]
+    lines += ["percentage of q-q and of d-d terms that score above the positive by more than the margin and so are"]
+    lines += ["left out. Once the positive has come that near, such a term enters Z at e^(margin / temperature) times"]
+    lines += ["the positive's weight. raw is where stage 1 starts, s0 where it ends.", ""]
+    models = list(found["table"])
+    parts = ["positive", "documents", "q-q", "d-d", "masked"]
+    rows = []
+    for task in found["table"][models[0]]:
+        row = [task]
+        for model in models:
+            of = found["table"][model][task]
+            z = {name: np.array(term["of_z"]) for name, term in of.items()}
+            row += [f"{100 * z['positive'].mean():.0f}"]
+            row += [f"{100 * (z['query_document'] + z['hard_negative']).mean():.0f}"]
+            pair = ("query_query", "document_document")
+            row += [f"{100 * z[name].mean():.0f}" for name in pair]
+            row += [", ".join(f"{100 * mean(of[name]['masked']):.0f}" for name in pair)]
+        rows.append(row)
+    return lines + table(["task", *(f"{model}: {part}" for model in models for part in parts)], rows)
+
+
 def instructions(found: Found) -> list[str]:
     lines = head("Does it do what the instruction says?", found)
     lines += ["One query, several instructions, one right answer for each; share of queries whose answer fits. A"]
@@ -330,6 +354,7 @@ SECTIONS: dict[str, Callable[[Found], list[str]]] = {
     "F3-F4": compression,
     "F5": granularity,
     "F6": choices,
+    "terms": terms,
     "instructions": instructions,
     "languages": languages,
 }
@@ -339,7 +364,9 @@ def at_a_glance(found: Mapping[str, Found]) -> list[str]:
     """How many claims of each finding have which verdict, and the names of those that are contradicted."""
     rows, against = [], []
     for name, finding in found.items():
-        entries = finding.get("claims") or list(finding["choices"].values())
+        entries = finding.get("claims") or list(finding.get("choices", {}).values())
+        if not entries:
+            continue  # it describes, and claims nothing
         verdicts = [entry["verdict"] for entry in entries]
         rows.append([name, *(str(verdicts.count(v)) for v in ("shown", "undecided", "contradicted"))])
         against += [f"- {name}: {entry['claim']}" for entry in entries if entry["verdict"] == "contradicted"]
