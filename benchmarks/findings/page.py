@@ -194,6 +194,8 @@ def compression(found: Found) -> list[str]:
     lines += ["`points` are MRR@10 above the share that is claimed to be kept. Of documents with equal scores, which"]
     lines += ["few bits make many of, the right one counts as the last: an index that breaks ties by chance is better."]
     lines += [""]
+    lines += ["Bytes and milliseconds of a search in a real index, by dimensions and precision:"]
+    lines += ["[index.md](index.md#what-to-choose).", ""]
     return lines + claims(found["claims"]) + compression_trials()
 
 
@@ -257,7 +259,10 @@ def choices(found: Found) -> list[str]:
         axis.set_yticks(range(len(entries)), [e["claim"] for e in entries[::-1]])
         axis.set(xlabel="points of MMEB-mini's mean gained by it; ticks: single seeds")
 
-    lines = head("F6, and other choices", found)
+    fewest, most = (which((e["seeds"] for e in entries), key=len) for which in (min, max))
+    lines = head("F6, and other choices", found | {"seeds": fewest})
+    if most != fewest:
+        lines += [f"Choices that the report itself speaks of: seeds {', '.join(map(str, most))}.", ""]
     lines += ["The report, 5.1: dropping the q-q and d-d terms in stage 2 helps. It gives no figure.", ""]
     lines += ["Pairs of trainings, most of them short, that differ in one setting, with equal steps, queries and"]
     lines += ["documents a query; the claim is that the setting which is named, by default the preset's, scores"]
@@ -275,8 +280,8 @@ def choices(found: Found) -> list[str]:
     for e in entries:
         ours, others = ([f"`{s}`" for s in side if s] for side in (e["ours"], (e["instead_of"], *e["instead"])))
         sides = [", ".join(ours), ", ".join(others)]
-        rows.append([e["claim"], *sides, str(e["steps"]), str(e["rows"]), f"`{e['git'][:12]}`"])
-    return lines + table(["claim", "this side", "the other side", "steps", "queries a task", "revision"], rows)
+        rows.append([e["claim"], *sides, str(len(e["seeds"])), str(e["steps"]), str(e["rows"]), f"`{e['git'][:12]}`"])
+    return lines + table(["claim", "this side", "the other side", "seeds", "steps", "queries a task", "revision"], rows)
 
 
 def terms(found: Found) -> list[str]:
