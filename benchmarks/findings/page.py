@@ -286,26 +286,24 @@ def choices(found: Found) -> list[str]:
 
 def terms(found: Found) -> list[str]:
     lines = head("What stage 1's denominator is made of", found)
-    lines += ["Shares of equation 1's Z in percent, of the positive, of documents (those of other queries and hard"]
-    lines += ["negatives), of q-q and of d-d: what pulls at a score is the share of its term. `masked` is the"]
-    lines += ["percentage of q-q and of d-d terms that score above the positive by more than the margin and so are"]
-    lines += ["left out. Once the positive has come that near, such a term enters Z at e^(margin / temperature) times"]
-    lines += ["the positive's weight. raw is where stage 1 starts, s0 where it ends.", ""]
-    models = list(found["table"])
-    parts = ["positive", "documents", "q-q", "d-d", "masked"]
-    rows = []
-    for task in found["table"][models[0]]:
-        row = [task]
-        for model in models:
-            of = found["table"][model][task]
-            z = {name: np.array(term["of_z"]) for name, term in of.items()}
-            row += [f"{100 * z['positive'].mean():.0f}"]
-            row += [f"{100 * (z['query_document'] + z['hard_negative']).mean():.0f}"]
-            pair = ("query_query", "document_document")
-            row += [f"{100 * z[name].mean():.0f}" for name in pair]
-            row += [", ".join(f"{100 * mean(of[name]['masked']):.0f}" for name in pair)]
-        rows.append(row)
-    return lines + table(["task", *(f"{model}: {part}" for model in models for part in parts)], rows)
+    lines += ["Shares of equation 1's Z in percent: the positive, documents (those of other queries and hard"]
+    lines += ["negatives), q-q and d-d. The loss's gradient at a score is its term's share, over the temperature."]
+    lines += ["`masked` is the percentage of q-q and of d-d terms that score above the positive by more than the"]
+    lines += ["margin and so are left out. Once the positive has come that near, such a term enters Z at"]
+    lines += ["e^(margin / temperature) times the positive's weight. raw is where stage 1 starts, s0 where it ends;"]
+    lines += ["F6 has what the two terms do, together, one at a time, and with nothing masked.", ""]
+    parts = {"positive": ("positive",), "documents": ("query_document", "hard_negative")}
+    parts |= {"q-q": ("query_query",), "d-d": ("document_document",)}
+
+    def of(measured: Found) -> list[float]:
+        masked = [mean(measured[term]["masked"]) for term in ("query_query", "document_document")]
+        return [sum(mean(measured[term]["of_z"]) for term in terms) for terms in parts.values()] + masked
+
+    models = found["table"]
+    by_task = {task: [x for model in models for x in of(models[model][task])] for task in models["s0"]}
+    by_task["mean"] = np.mean(list(by_task.values()), axis=0)
+    header = [f"{model}: {part}" for model in models for part in (*parts, "q-q masked", "d-d masked")]
+    return lines + table(["task", *header], [[t, *(f"{100 * x:.0f}" for x in xs)] for t, xs in by_task.items()])
 
 
 def instructions(found: Found) -> list[str]:
