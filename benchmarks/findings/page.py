@@ -346,7 +346,16 @@ def languages(found: Found) -> list[str]:
     lines += [f"(scripts {', '.join(s.title() for s in sorted(unseen))}).", ""]
     lines += figure("languages", draw, "Hit@1 by script, for each model")
     rows = [[model, percent(row["seen"]), percent(row["unseen"])] for model, row in found["table"].items()]
-    return lines + table(["model", "languages of training", "unseen languages"], rows) + claims(found["claims"])
+    lines += table(["model", "languages of training", "unseen languages"], rows) + claims(found["claims"])
+    model, row = list(found["table"].items())[-1]
+    lines += [f"Each language of {model}, the best first, unseen ones in italics:", ""]
+    best = sorted(row["languages"], key=lambda code: -mean(row["languages"][code]))
+    named = {code: f"*{code}*" if code in found["unseen"] else code for code in best}
+    by_script = {script: [code for code in best if found["script"][code] == script] for script in scripts}
+    cells = [
+        [s.title(), ", ".join(f"{named[c]} {percent(row['languages'][c])}" for c in by_script[s])] for s in scripts
+    ]
+    return lines + table(["script", "languages, Hit@1 in %"], cells)
 
 
 SECTIONS: dict[str, Callable[[Found], list[str]]] = {
