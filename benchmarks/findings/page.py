@@ -203,8 +203,8 @@ def compression_trials() -> list[str]:
     """What other settings of MRL and QAT keep, on validation."""
     lines = ["Other settings, tried on validation (`benchmarks/findings/compression_trials.py`): MRR@10 of s0 with"]
     lines += ["whole vectors, with half their dimensions at int8, and with the signs of the whole. `all` steps are the"]
-    lines += ["run's own. What half the dimensions keep of the whole grows with training; a setting that raises it by"]
-    lines += ["lowering the whole is no remedy.", ""]
+    lines += ["run's own, 300, which its 20 minutes allow. What half the dimensions keep, of which 98.6 % are claimed,"]
+    lines += ["grows with training. What raises it by lowering the whole is no remedy; more steps are one.", ""]
     header = ["dim_weights, quantizers", "steps", "seeds"]
     header += [f"{task}, {what}" for task in ("text", "text to image") for what in ("whole", "half", "kept", "signs")]
     trials: dict[tuple[str, str], list[Found]] = {}
