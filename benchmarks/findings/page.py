@@ -194,9 +194,25 @@ def compression(found: Found) -> list[str]:
     lines += ["`points` are MRR@10 above the share that is claimed to be kept. Of documents with equal scores, which"]
     lines += ["few bits make many of, the right one counts as the last: an index that breaks ties by chance is better."]
     lines += [""]
-    lines += ["Bytes and milliseconds of a search in a real index, by dimensions and precision:"]
-    lines += ["[index.md](index.md#what-to-choose).", ""]
+    lines += index_costs()
     return lines + claims(found["claims"]) + compression_trials()
+
+
+def index_costs(n: int = 100_000) -> list[str]:
+    """What n vectors take in an index, and a search without rescoring."""
+    rows = json.loads((RESULTS.parent / "index_sizes.json").read_text())["rows"]
+    rows = [row for row in rows if row["vectors"] == n and not row["rescore"]]
+    cost = {(row["dim"], row["precision"]): (row["scanned_bytes"] / 1e6, row["ms"]) for row in rows}
+    precisions = list(dict.fromkeys(precision for _, precision in cost))
+    lines = [f"What {n:,} vectors take in an index and an exact search among them, on one thread; the report has half"]
+    lines += ["the storage and twice the speed for half the dimensions. More sizes, recall and rescoring:"]
+    lines += ["[index.md](index.md#what-to-choose).", ""]
+    header = ["dimensions", *(f"{p}, {unit}" for p in precisions for unit in ("MB", "ms a query"))]
+    cells = [
+        [str(dim), *(text for p in precisions for mb, ms in [cost[dim, p]] for text in (f"{mb:.1f}", f"{ms:.2f}"))]
+        for dim in sorted({dim for dim, _ in cost}, reverse=True)
+    ]
+    return lines + table(header, cells)
 
 
 def compression_trials() -> list[str]:
