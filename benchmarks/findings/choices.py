@@ -123,6 +123,7 @@ CHOICES = {
     ),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
     "two-stages": Choice("s0, s1", "stage 1 and then stage 2, not stage 1 for as long", (), instead_of="s0"),
+    "three-stages": Choice("s0, s1, s2", "three stages, not stage 1 for as long", (), instead_of="s0"),
     "lora": Choice(
         "s0",
         "LoRA, not full fine-tuning at the rate that validation likes best",
@@ -181,7 +182,7 @@ CHOICES = {
         ("stages.reranker.n_negatives=7", "stages.reranker.n_random=0"),
     ),
 }
-SHORT = ("s2", "reranker")  # the stages that always have all their steps
+SHORT = ("s2", "reranker")  # the stages that have all their steps where they are what is trained
 TOP_K = 20
 
 
@@ -194,7 +195,7 @@ def trained(
     no choice changes the vision tower.
     """
     stages = stage.split(", ")
-    unchanged = stages if choice.long else SHORT  # those with as many steps as in the run
+    unchanged = stages if choice.long or stage in SHORT else []  # those with as many steps as in the run
     spoiled = (f"wrong={choice.wrong:g}",) if choice.wrong else ()
     length = ("long",) if choice.long else ()
     name = "-".join([*stages, *length, *spoiled, *changes]).translate(str.maketrans("/ ", "__", '"'))

@@ -33,8 +33,9 @@ one side is above the other is **shown** by at least {ENOUGH} seeds that all agr
 about nothing, about one in twenty would have an interval beside 0.
 
 This page is written by `benchmarks/findings/page.py` from `results/findings/`; nothing on it is typed. The runs are
-`q3vl-mini run --preset tiny --seed K --folder runs/seed-K`, and the scores those of the test split. What was chosen by
-measurement before, and on what, is in [method.md](method.md), section 4.
+`q3vl-mini run --preset tiny --seed K --folder runs/seed-K`, and the scores those of the test split. Seeds 3 and 4 were
+added, to all but most of F6, when the first three had left much undecided. What was chosen by measurement before, and
+on what, is in [method.md](method.md), section 4.
 """
 
 
