@@ -123,7 +123,9 @@ CHOICES = {
     ),
     "ending": Choice("s0", "the generation prompt is pooled, not PAD", ('template="report"',)),
     "two-stages": Choice("s0, s1", "stage 1 and then stage 2, not stage 1 for as long", (), instead_of="s0"),
-    "three-stages": Choice("s0, s1, s2", "three stages, not stage 1 for as long", (), instead_of="s0"),
+    "three-stages": Choice(
+        "s0, s1, s2", "three stages of a third of the steps each, not stage 1 alone", (), instead_of="s0"
+    ),
     "lora": Choice(
         "s0",
         "LoRA, not full fine-tuning at the rate that validation likes best",
