@@ -3,9 +3,10 @@
     python benchmarks/findings/choices.py runs/seed-0 runs/seed-1 runs/seed-2 --choices stage-2-terms
 
 Each choice is two short trainings of one stage, or of one stage after another, with the preset's settings and with
-others instead, on the same data, from the same seed, of the same number of steps and of documents a query; both are
-measured on MMEB-mini's test split, by which nothing is chosen: the preset stays what it is. s2 and the reranker, which
-are short, have all their steps, and so have the few choices that ask for it; then the run's own training is one side.
+others instead, on the same data, from the same seed, of the same number of steps and of documents a query (of which a
+stage has its own number, where stages are what is compared); both are measured on MMEB-mini's test split, by which
+nothing is chosen: the preset stays what it is. s2 and the reranker, which are short, have all their steps where they
+are what is trained, and so have the few choices that ask for it; then the run's own training is one side.
 The reranker is measured over the TOP_K best candidates of s1, in its retrieval tasks.
 Trainings are kept in the run's folder under choices/, so that a call goes on where the last one stopped. Writes
 results/findings/F6.json with every choice measured so far.

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from seeds import ENOUGH, RESULTS
 
+from q3vl_mini.config import load_preset
+
 PAGE = RESULTS.parents[1] / "docs" / "findings.md"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -34,8 +36,8 @@ about nothing, about one in twenty would have an interval beside 0.
 
 This page is written by `benchmarks/findings/page.py` from `results/findings/`; nothing on it is typed. The runs are
 `q3vl-mini run --preset tiny --seed K --folder runs/seed-K`, and the scores those of the test split. Seeds 3 and 4 were
-added, to all but most of F6, when the first three had left much undecided. What was chosen by measurement before, and
-on what, is in [method.md](method.md), section 4.
+added when the first three had left much undecided; most of F6 has three. What was chosen by measurement before, and on
+what, is in [method.md](method.md), section 4.
 """
 
 
@@ -219,9 +221,10 @@ def index_costs(n: int = 100_000) -> list[str]:
 def compression_trials() -> list[str]:
     """What other settings of MRL and QAT keep, on validation."""
     lines = ["Other settings, tried on validation (`benchmarks/findings/compression_trials.py`): MRR@10 of s0 with"]
+    own = load_preset("tiny").stages["s0"].steps
     lines += ["whole vectors, with half their dimensions at int8, and with the signs of the whole. `all` steps are the"]
-    lines += ["run's own, 300, which its 20 minutes allow. What half the dimensions keep, of which 98.6 % are claimed,"]
-    lines += ["grows with training. What raises it by lowering the whole is no remedy; more steps are one.", ""]
+    lines += [f"run's own, {own}, chosen for its time. What half the dimensions keep grows with training: what raises"]
+    lines += ["it by lowering the whole is no remedy, more steps are one.", ""]
     header = ["dim_weights, quantizers", "steps", "seeds"]
     header += [f"{task}, {what}" for task in ("text", "text to image") for what in ("whole", "half", "kept", "signs")]
     trials: dict[tuple[str, str], list[Found]] = {}
@@ -283,7 +286,8 @@ def choices(found: Found) -> list[str]:
     lines += ["The report, 5.1: dropping the q-q and d-d terms in stage 2 helps. It gives no figure.", ""]
     lines += ["Pairs of trainings, most of them short, that differ in one setting, with equal steps, queries and"]
     lines += ["documents a query; the claim is that the setting which is named, by default the preset's, scores"]
-    lines += ["higher. A run gives each stage several times these steps, so what learns fast has an advantage here. A"]
+    lines += ["higher. (Stages that are compared with each other each have their own number of documents.) A run gives"]
+    lines += ["each stage several times these steps, so what learns fast has an advantage here. A"]
     lines += ["reranker is scored by the order that it gives the best candidates of s1, in its retrieval tasks.", ""]
     lines += figure("F6", draw, "Points gained by each choice, with intervals", (9, 1.2 + 0.35 * len(entries)))
     lines += claims(entries)
